@@ -1,0 +1,26 @@
+"""Age and gender estimation from face photos, from raw archives to a model one can use.
+
+The six notebooks tell the story and these modules do the work:
+
+`config` settings · `labels` tables · `download` archives · `sample` a data set made on the spot ·
+`faces` detection and crops · `shards` the .npy format · `clean` images to shards · `drive` Google
+Drive · `pipeline` tf.data · `model` EfficientNet with two heads · `train` · `evaluate` ·
+`predict` · `plots`. `python -m agelib run` does it all from a terminal.
+
+Importing the package loads no TensorFlow; the modules that need it do that themselves.
+"""
+
+import os
+
+__version__ = "0.1.0"
+
+# Must be set before TensorFlow loads, whichever module gets there first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+class AgelibError(Exception):
+    """Something the user can mend; its text says in a sentence what, where and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Shows the sentence alone in a notebook; IPython looks this method up by name."""
+        return [f"agelib: {self}"]

@@ -1,0 +1,207 @@
+"""The command line: `python -m agelib run`, or one step at a time."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError
+from agelib.config import PROFILES, Config
+
+_STEPS = {
+    "download": "archives to data/raw",
+    "clean": "images to shards of faces",
+    "upload": "shards to Google Drive, verified",
+    "train": "shards to a model",
+    "evaluate": "model and test faces to a results table",
+    "predict": "photos to ages and genders",
+    "run": "all of these in order; what is done is skipped",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; an error that the user can mend becomes one line and exit status 1."""
+    options = vars(_parser().parse_args(arguments))
+    settings = {field.name: options.get(field.name) for field in dataclasses.fields(Config)}
+    try:
+        config = Config.from_profile(**settings)
+        _COMMANDS[options["command"]](config, options)
+    except AgelibError as error:
+        print(f"agelib: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("agelib: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m agelib", description="Age and gender from faces.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in _STEPS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        for field in dataclasses.fields(Config):
+            _add_setting(command, field)
+        if name in ("evaluate", "predict"):
+            command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+            command.add_argument("--model", type=Path, help="a model.keras; default: the run's")
+    evaluate, predict = commands.choices["evaluate"], commands.choices["predict"]
+    evaluate.add_argument("--images", type=Path, help="a folder of images named as in UTKFace")
+    predict.add_argument("photos", type=Path, nargs="+", help="image files or folders")
+    predict.add_argument("--output", type=Path, help="folder for annotated pictures")
+    return parser
+
+
+def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    """Adds a field of Config as an option; None stands for the profile's value."""
+    name, text = field.name, field.metadata["help"]
+    flag = f"--{name.replace('_', '-')}"
+    if name == "profile":
+        command.add_argument(flag, choices=PROFILES, default="sample", help=text)
+    elif name == "train_sources":
+        command.add_argument(flag, nargs="+", help=text)
+    elif name == "data":
+        command.add_argument(flag, type=Path, help=text)
+    else:
+        default = PROFILES["wiki"].get(name, field.default)
+        kind = type(default) if isinstance(default, int | float) else str
+        command.add_argument(flag, type=int if name == "image_size" else kind, help=text)
+
+
+def _download(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.download import ARCHIVES
+
+    for name in config.sources:
+        print(f"{name}: {steps.download(name, config)} ({ARCHIVES[name].licence})")
+
+
+def _clean(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    for name in config.sources:
+        counts = steps.clean(name, config)["counts"]
+        print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+
+
+def _upload(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    for name in config.sources:
+        copied = steps.upload(name, config)
+        print(
+            f"{name}: {len(copied)} files copied to {config.drive / 'faces' / name}, all verified"
+        )
+
+
+def _train(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    last = steps.train(config).iloc[-1]
+    print(
+        f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
+        f"age branch {last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
+    )
+
+
+def _evaluate(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.evaluate import evaluate_folder, recall_table, results_table
+    from agelib.model import load_model
+
+    if options["images"] or options["model"]:
+        path = options["model"] or steps.pull_model(config)
+        model, note = load_model(path)
+        config = dataclasses.replace(config, **note["crop"], image_size=None)
+        if not options["images"]:
+            raise AgelibError("--model needs --images, a folder of images named as in UTKFace.")
+        report = evaluate_folder(options["images"], model, path, config)
+    else:
+        report = steps.evaluate(config)
+    if options["json"]:
+        print(json.dumps(report, indent=1))
+        return
+    print(results_table(report).to_string(), recall_table(report).to_string(), sep="\n\n")
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
+    print(f"\nleft out of {report['dataset']}: {rejected or 'nothing'}")
+
+
+def _predict(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.faces import Rejected, read_image
+    from agelib.plots import annotate
+    from agelib.predict import Estimator, find_photos
+
+    photos = find_photos(options["photos"])
+    estimator = Estimator(options["model"] or steps.pull_model(config))
+    results = []
+    for photo in photos:
+        try:
+            image = read_image(photo)
+        except Rejected as error:
+            results.append({"photo": str(photo), "error": str(error), "faces": []})
+            continue
+        estimates = estimator.predict(image)
+        result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
+        if options.get("output"):
+            options["output"].mkdir(parents=True, exist_ok=True)
+            target = options["output"] / f"{photo.stem}.estimates.png"
+            annotate(image, estimates).savefig(target)
+            result["picture"] = str(target)
+        results.append(result)
+    if options["json"]:
+        print(json.dumps(results, indent=1))
+        return
+    for result in results:
+        _print_faces(result)
+
+
+def _print_faces(result: dict[str, Any]) -> None:
+    if "error" in result:
+        print(result["error"])
+        return
+    print(f"{result['photo']}: {len(result['faces']) or 'no'} face(s)")
+    for face in result["faces"]:
+        share = face["gender_probabilities"][face["gender"]]
+        print(
+            f"  {face['gender']} ({share:.0%}), {face['age']:.0f} years, branch "
+            f"{face['age_branch']}, at {face['box']}"
+        )
+    if "picture" in result:
+        print(f"  drawn in {result['picture']}")
+
+
+def _run(config: Config, options: dict[str, Any]) -> None:
+    for step in (_download, _clean, _upload, _train):
+        step(config, options)
+    _evaluate(config, {"images": None, "model": None, "json": False})
+    photo = _astronaut(config)
+    _predict(config, {"photos": [photo], "model": None, "json": False, "output": photo.parent})
+
+
+def _astronaut(config: Config) -> Path:
+    """Returns a public-domain portrait to try the model on, as a file."""
+    from PIL import Image
+    from skimage import data
+
+    path = config.run_folder / "figures" / "astronaut.png"
+    if not path.exists():
+        Image.fromarray(data.astronaut()).save(path)
+    return path
+
+
+_COMMANDS = {
+    "download": _download,
+    "clean": _clean,
+    "upload": _upload,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "run": _run,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What happens around each epoch: seeds, the progress bar, the checkpoint."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from agelib import drive
+from agelib.backend import keras
+from agelib.files import atomic
+from agelib.model import save_model
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """Returns where a run keeps its last finished epoch."""
+    return folder / "checkpoints" / "last.keras"
+
+
+class Reseed(keras.callbacks.Callback):
+    """Gives every random layer a seed of its own for each epoch.
+
+    Keras does not save the state of random layers; with the seed a matter of run and epoch, an
+    epoch is the same in a run that was cut off before it.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets the seeds."""
+        states = [v for v in self.model.variables if v.name == "seed_generator_state"]
+        for i, state in enumerate(states):
+            seeds = np.random.SeedSequence([self._seed, epoch, i]).generate_state(2)
+            state.assign(seeds.astype(state.dtype))
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows one bar over all epochs on standard error, with the time left."""
+
+    def __init__(self, epochs: int, steps: int):
+        super().__init__()
+        self._epochs, self._steps = epochs, steps
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Opens the bar where training begins or goes on."""
+        self._bar = tqdm(
+            total=self._epochs * self._steps,
+            initial=int(self.model.optimizer.iterations),
+            desc="train",
+            unit=" steps",
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Moves the bar."""
+        self._bar.update(1)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the epoch's loss."""
+        self._bar.set_postfix_str(f"epoch {epoch + 1}/{self._epochs}, loss {logs['loss']:.3f}")
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps each finished epoch: model, optimizer and history in one file, whole or not at all."""
+
+    def __init__(
+        self,
+        folder: Path,
+        history: list[dict],
+        note: dict,
+        remote: Path | None,
+        on_epoch: Callable[[pd.DataFrame], None],
+    ):
+        super().__init__()
+        self._folder, self._history, self._note = folder, history, note
+        self._remote, self._on_epoch = remote, on_epoch
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Writes the files, sends them to Drive, and tells the caller."""
+        values = {name: float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, values.values())):
+            return
+        self._history.append({"epoch": epoch + 1, **values})
+        save_model(
+            self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
+        )
+        history = pd.DataFrame(self._history)
+        with atomic(self._folder / "history.csv") as partial:
+            history.to_csv(partial, index=False)
+        if self._remote:
+            drive.push(self._folder, self._remote)
+        self._on_epoch(history)

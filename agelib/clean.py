@@ -1,0 +1,245 @@
+"""Cleaning: a data set's table and images to shards of face crops.
+
+The usable rows of each split are cut into units of `UNIT_ROWS`; each unit becomes one shard. A unit
+depends on its rows and the crop settings alone, so that any number of processes may work side by
+side, and a run that was cut off goes on with the units that are not finished.
+"""
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from agelib import AgelibError, shards
+from agelib.config import Config
+from agelib.download import ARCHIVES
+from agelib.faces import (
+    BATCH,
+    PORTRAIT_CANVAS,
+    FaceDetector,
+    Rejected,
+    choose_face,
+    crop_face,
+    read_image,
+)
+from agelib.files import need_space, read_json, write_json
+from agelib.labels import (
+    count_reasons,
+    person_hash,
+    read_imdb_wiki,
+    read_utkface,
+    split_by_person,
+)
+
+UNIT_ROWS = 2048
+PARTS = "parts"  # notes of finished shards, until the manifest takes them over
+
+
+def read_table(name: str, config: Config) -> pd.DataFrame:
+    """Returns a data set's table with a column `split` added.
+
+    Args:
+        name: "wiki", "imdb" or "utkface".
+        config: Says where the images are, what is trained on and what is tested on.
+
+    Raises:
+        AgelibError: If the images or their metadata are not there.
+    """
+    folder = config.raw / ARCHIVES[name].folder
+    table = read_utkface(folder) if name == "utkface" else read_imdb_wiki(folder, name)
+    if name in config.train_sources:
+        return table.assign(split=split_by_person(table["person"], config.val_fraction))
+    return table.assign(split="test")
+
+
+def clean(
+    name: str, config: Config, on_shard: Callable[[list[Path]], None] | None = None
+) -> dict[str, Any]:
+    """Turns a data set into shards in `data/faces/<name>`; finished shards are kept.
+
+    Args:
+        name: "wiki", "imdb" or "utkface".
+        config: All settings.
+        on_shard: Called with a shard's files as soon as they are whole.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        AgelibError: If the images are not there, or the folder holds other crops.
+    """
+    folder = config.raw / ARCHIVES[name].folder
+    table = read_table(name, config)
+    return clean_table(table, folder, config.faces / name, name, config, on_shard)
+
+
+def clean_table(
+    table: pd.DataFrame,
+    images: Path,
+    folder: Path,
+    name: str,
+    config: Config,
+    on_shard: Callable[[list[Path]], None] | None = None,
+) -> dict[str, Any]:
+    """Turns any labelled images into shards.
+
+    Args:
+        table: As `read_table` returns it.
+        images: The folder that the table's paths are relative to.
+        folder: Where the shards go.
+        name: The data set's name, for the manifest.
+        config: Gives the crop's size and margin and the number of workers.
+        on_shard: As for `clean`.
+
+    Returns:
+        The manifest, which is also written to the folder.
+
+    Raises:
+        AgelibError: If the folder holds crops made with other settings or from other images.
+    """
+    units = _units(table)
+    need_space(folder, 2 * sum(len(rows) for rows in units.values()) * config.crop_size**2)
+    head = _head(table, name, config)
+    done = _finished(folder, head)
+    todo = {stem: rows for stem, rows in units.items() if stem not in done}
+    parts = folder / PARTS
+    jobs = (delayed(_clean_unit)(rows, images, folder, stem, head) for stem, rows in todo.items())
+    workers = min(config.workers, max(1, len(todo)))
+    total = sum(len(rows) for rows in units.values())
+    with tqdm(total=total, desc=f"clean {name}", unit=" images") as bar:
+        bar.update(sum(shard["rows"] for shard in done.values()))
+        for stem, shard in Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
+            done[stem] = shard
+            bar.update(shard["rows"])
+            if on_shard:
+                on_shard([*(folder / file for file in shard["files"]), parts / f"{stem}.json"])
+    manifest = _manifest(table, {stem: done[stem] for stem in units}, head)
+    _write_rejected(folder / "rejected.csv", table, manifest)
+    write_json(folder / shards.MANIFEST, manifest)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
+
+
+def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns shard name -> its rows, in the table's order."""
+    usable = table[table["reject"] == ""]
+    return {
+        f"{split}-{i:05d}": rows.iloc[i * UNIT_ROWS : (i + 1) * UNIT_ROWS]
+        for split, rows in usable.groupby("split", sort=True)
+        for i in range(-(-len(rows) // UNIT_ROWS))
+    }
+
+
+def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
+    """Returns what a shard's content depends on; shards of another head are not ours."""
+    labels = table[["path", "age", "gender", "race", "split", "reject"]]
+    digests = pd.util.hash_pandas_object(labels.astype(str), index=False).to_numpy()
+    return {
+        "format": shards.FORMAT,
+        "dataset": name,
+        "crop": {"crop_size": config.crop_size, "margin": config.margin},
+        "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
+        "jpeg_quality": shards.JPEG_QUALITY,
+        "table": hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest(),
+    }
+
+
+def _finished(folder: Path, head: dict) -> dict[str, dict]:
+    """Returns the shards that are there already: of a finished run, and of one cut off."""
+    done = {}
+    manifest = folder / shards.MANIFEST
+    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
+    for path in records:
+        record = read_json(path)
+        for key, value in head.items():
+            if record[key] != value:
+                raise AgelibError(
+                    f"{folder} was made with {key} {record[key]}, but {value} is asked for: use "
+                    "the same settings, or another --data folder, or delete this one."
+                )
+        done.update(record["shards"])
+    return {
+        stem: shard
+        for stem, shard in done.items()
+        if shards.shard_is_whole(folder, shard, hashes=False)
+    }
+
+
+@functools.cache
+def _detector() -> FaceDetector:
+    return FaceDetector()
+
+
+def _clean_unit(
+    rows: pd.DataFrame, images: Path, folder: Path, stem: str, head: dict
+) -> tuple[str, dict]:
+    """Writes one shard and, last, the note that says it is whole."""
+    jpegs, kept, rejected = [], [], []
+    for start in range(0, len(rows), BATCH):
+        batch = rows.iloc[start : start + BATCH].to_dict("records")
+        for row, result in zip(batch, _crop_batch(batch, images, head["crop"]), strict=True):
+            if isinstance(result, Rejected):
+                rejected.append([row["path"], result.reason])
+                continue
+            race = -1 if pd.isna(row["race"]) else row["race"]
+            kept.append(row | {"race": race, "person": person_hash(row["person"])})
+            jpegs.append(shards.encode_jpeg(result))
+    files = shards.write_shard(folder, stem, jpegs, kept)
+    shard = {"rows": len(rows), "faces": len(kept), "files": files, "rejected": rejected}
+    write_json(folder / PARTS / f"{stem}.json", head | {"shards": {stem: shard}})
+    return stem, shard
+
+
+def _crop_batch(
+    batch: list[dict], folder: Path, crop: dict[str, Any]
+) -> list[np.ndarray | Rejected]:
+    """Returns for each row its face crop, or why there is none."""
+    results: list[np.ndarray | Rejected] = []
+    for row in batch:
+        try:
+            results.append(read_image(Path(folder) / row["path"]))
+        except Rejected as reason:
+            results.append(reason)
+    readable = [i for i, image in enumerate(results) if not isinstance(image, Rejected)]
+    found = _detector().detect([results[i] for i in readable])
+    for i, faces in zip(readable, found, strict=True):
+        try:
+            face = choose_face(faces, results[i].shape)
+            results[i] = crop_face(results[i], face, **crop)
+        except Rejected as reason:
+            results[i] = reason
+    return results
+
+
+def _manifest(table: pd.DataFrame, done: dict[str, dict], head: dict) -> dict[str, Any]:
+    """Returns the manifest: settings, versions, counts per split and reason, every shard."""
+    counts = count_reasons(table).drop("kept", errors="ignore").to_dict()
+    splits: dict[str, int] = {}
+    for stem, shard in done.items():
+        split = stem.split("-")[0]
+        splits[split] = splits.get(split, 0) + shard["faces"]
+        for _, reason in shard["rejected"]:
+            counts[reason] = counts.get(reason, 0) + 1
+    return head | {
+        "versions": {name: version(name) for name in ("mtcnn", "numpy", "pillow", "tensorflow")},
+        "rows": len(table),
+        "counts": {"kept": sum(splits.values()), **{k: int(v) for k, v in counts.items()}},
+        "splits": splits,
+        "shards": done,
+    }
+
+
+def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
+    """Names every image that is not in the shards, and why."""
+    metadata = table.loc[table["reject"] != "", ["path", "reject"]].to_numpy().tolist()
+    cleaning = [pair for shard in manifest["shards"].values() for pair in shard["rejected"]]
+    rejected = pd.DataFrame(metadata + cleaning, columns=["path", "reason"])
+    rejected.to_csv(path, index=False)

@@ -1,0 +1,182 @@
+"""Every setting in one frozen dataclass, the three profiles, and where things lie."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError
+
+BACKBONES = tuple(f"EfficientNetB{i}" for i in range(8))
+SOURCES = ("wiki", "imdb", "utkface")
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_colab() -> bool:
+    """Tells whether this process runs in Google Colab."""
+    return "COLAB_RELEASE_TAG" in os.environ
+
+
+def _default_data() -> Path:
+    return Path(os.environ.get("AGELIB_DATA") or _ROOT / "data")
+
+
+def _setting(default: Any, text: str) -> Any:
+    """Returns a dataclass field whose help text the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one project run; make one with `Config.from_profile`.
+
+    The defaults are those of the `sample` profile. Every field is an option of the command line.
+    """
+
+    profile: str = _setting("sample", "sample, wiki or imdb-wiki; gives the other defaults")
+    train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
+    test_source: str = _setting("utkface", "data set that gives test")
+    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
+    weights: str | None = _setting(None, "none, imagenet, noisy-student, or a .keras or .h5 file")
+    crop_size: int = _setting(64, "pixels of a stored face, per side")
+    image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
+    margin: float = _setting(0.3, "widening of the face box on each side, in box widths")
+    val_fraction: float = _setting(0.15, "share of the train persons kept for validation")
+    epochs: int = _setting(12, "passes over the train faces")
+    batch_size: int = _setting(32, "faces per training step")
+    learning_rate: float = _setting(2e-3, "peak learning rate")
+    seed: int = _setting(0, "seed of initial weights, shuffling and augmentation")
+    run: str = _setting("sample", "name of the run; its folder is runs/<name>")
+    workers: int = _setting(1, "processes that clean images side by side")
+    data: Path = field(
+        default_factory=_default_data, metadata={"help": "folder for all data; default: data/"}
+    )
+
+    def __post_init__(self) -> None:
+        """Fills in what depends on other fields and refuses what cannot work.
+
+        Raises:
+            AgelibError: If a value is out of range or unknown.
+        """
+        object.__setattr__(self, "data", Path(self.data).expanduser())
+        object.__setattr__(self, "train_sources", tuple(self.train_sources))
+        object.__setattr__(self, "image_size", self.image_size or self.crop_size)
+        object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
+        sources = (*self.train_sources, self.test_source)
+        checks = [
+            (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
+            (self.train_sources and set(sources) <= set(SOURCES), "sources", f"from {SOURCES}"),
+            (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
+            (16 <= self.crop_size <= 600, "crop_size", "from 16 to 600 pixels"),
+            (32 <= self.image_size <= 600, "image_size", "from 32 to 600 pixels"),
+            (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
+            (0 < self.val_fraction < 1, "val_fraction", "between 0 and 1"),
+            (self.epochs >= 1, "epochs", "1 or more"),
+            (self.batch_size >= 2, "batch_size", "2 or more"),
+            (self.learning_rate > 0, "learning_rate", "above 0"),
+            (self.workers >= 1, "workers", "1 or more"),
+            (Path(self.run).name == self.run != "", "run", "a plain name without slashes"),
+        ]
+        for fits, name, wanted in checks:
+            if not fits:
+                value = sources if name == "sources" else getattr(self, name)
+                raise AgelibError(f"{name} is {value!r}, but must be {wanted}.")
+
+    @classmethod
+    def from_profile(cls, profile: str = "sample", **overrides: Any) -> "Config":
+        """Returns a profile's settings with some of them changed.
+
+        Args:
+            profile: "sample", "wiki" or "imdb-wiki".
+            **overrides: Fields to change; None keeps the profile's value.
+
+        Raises:
+            AgelibError: If the profile or a field is unknown, or a value cannot work.
+        """
+        if profile not in PROFILES:
+            raise AgelibError(f"profile is {profile!r}, but must be one of {', '.join(PROFILES)}.")
+        unknown = set(overrides) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise AgelibError(f"Unknown setting {', '.join(sorted(unknown))}.")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls(**{"profile": profile, "run": profile, **PROFILES[profile], **given})
+
+    @property
+    def folder(self) -> Path:
+        """The sample has a folder of its own, so that it never mixes with real data."""
+        return self.data / "sample" if self.profile == "sample" else self.data
+
+    @property
+    def raw(self) -> Path:
+        """Archives and what they hold."""
+        return self.folder / "raw"
+
+    @property
+    def faces(self) -> Path:
+        """Shards of face crops, one folder for each data set."""
+        return self.folder / "faces"
+
+    @property
+    def run_folder(self) -> Path:
+        """Everything that belongs to this run."""
+        return self.folder / "runs" / self.run
+
+    @property
+    def drive(self) -> Path:
+        """What must last: a folder on Google Drive, or `AGELIB_DRIVE`, or a plain folder."""
+        if on_colab():
+            home = Path("/content/drive/MyDrive/age_gender")
+        elif os.environ.get("AGELIB_DRIVE"):
+            home = Path(os.environ["AGELIB_DRIVE"]) / "age_gender"
+        else:
+            return self.folder / "drive"
+        return home / "sample" if self.profile == "sample" else home
+
+    @property
+    def mirror(self) -> str | None:
+        """Folder or URL that stands in for the archives' homes: the sample's own, or the user's."""
+        if self.profile == "sample":
+            return str(self.folder / "mirror")
+        return os.environ.get("AGELIB_MIRROR") or None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every data set this configuration needs, train sources first."""
+        return tuple(dict.fromkeys((*self.train_sources, self.test_source)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as JSON types, without those that are this machine's affair."""
+        settings = dataclasses.asdict(self) | {"train_sources": list(self.train_sources)}
+        return {name: value for name, value in settings.items() if name not in ("data", "workers")}
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{f.name}</code></td><td>{getattr(self, f.name)}</td>"
+            f"<td style='text-align:left'>{f.metadata['help']}</td></tr>"
+            for f in dataclasses.fields(self)
+            if f.name != "data"
+        )
+        return f"<table><tr><th>setting</th><th>value</th><th>what it is</th></tr>{rows}</table>"
+
+    def __str__(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+
+_PAPER: dict[str, Any] = {
+    "backbone": "EfficientNetB4",
+    "weights": "imagenet",
+    "crop_size": 160,
+    "epochs": 35,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "workers": os.cpu_count() or 1,
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "wiki": _PAPER,
+    "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
+}

@@ -1,0 +1,223 @@
+"""The archives: where they come from, fetched, verified and extracted."""
+
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from agelib import AgelibError
+from agelib.config import Config
+from agelib.files import atomic, need_space, read_json, sha256, write_json
+
+_IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive as its authors publish it.
+
+    Attributes:
+        file: Its name, and its name in a mirror.
+        folder: The folder that it unpacks to.
+        url: Its official home.
+        home: The page to read, and to download from by hand.
+        md5: Its checksum where one is known.
+        size: Bytes, roughly.
+        licence: What the authors allow.
+    """
+
+    file: str
+    folder: str
+    url: str
+    home: str
+    md5: str | None
+    size: int
+    licence: str
+
+
+ARCHIVES = {
+    "wiki": Archive(
+        "wiki_crop.tar",
+        "wiki_crop",
+        f"{_IMDB_WIKI}/static/wiki_crop.tar",
+        _IMDB_WIKI,
+        "f536eb7f5eae229ae8f286184364b42b",
+        811_315_200,
+        "academic research only",
+    ),
+    "imdb": Archive(
+        "imdb_crop.tar",
+        "imdb_crop",
+        f"{_IMDB_WIKI}/static/imdb_crop.tar",
+        _IMDB_WIKI,
+        "44b7548f288c14397cb7a7bab35ebe14",
+        7_012_157_440,
+        "academic research only",
+    ),
+    "utkface": Archive(
+        "UTKFace.tar.gz",
+        "UTKFace",
+        "https://drive.google.com/uc?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
+        "&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
+        "https://susanqq.github.io/UTKFace",
+        None,
+        106_634_631,
+        "non-commercial research only",
+    ),
+}
+
+
+def fetch(name: str, config: Config) -> Path:
+    """Makes sure that an archive lies in `data/raw`, whole and verified.
+
+    A mirror (`AGELIB_MIRROR`, or the sample's own) comes before the official home.
+
+    Args:
+        name: "wiki", "imdb" or "utkface".
+        config: Says where `data/raw` and the mirror are.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        AgelibError: If it cannot be had, or is not what it should be.
+    """
+    archive = ARCHIVES[name]
+    target = config.raw / archive.file
+    if _known(target):
+        return target
+    try:
+        if config.mirror is None:
+            need_space(config.raw, archive.size)
+            _fetch_official(archive, target)
+        else:
+            _fetch_mirror(archive, target, config.mirror)
+    except (OSError, ValueError, requests.RequestException) as error:
+        raise AgelibError(
+            f"{archive.file} could not be fetched from {config.mirror or archive.url} ({error}): "
+            f"try again later, or get it by hand from {archive.home} into a folder and name that "
+            "folder in AGELIB_MIRROR."
+        ) from error
+    _remember(target)
+    return target
+
+
+def extract(name: str, config: Config) -> Path:
+    """Unpacks an archive in `data/raw`, once; the folder is there whole or not at all.
+
+    Members that would land outside the folder, links and devices are refused.
+
+    Returns:
+        The folder with the images.
+
+    Raises:
+        AgelibError: If the archive is missing, damaged or unsafe.
+    """
+    archive = ARCHIVES[name]
+    source, target = config.raw / archive.file, config.raw / archive.folder
+    stamp = config.raw / f"{archive.folder}.json"
+    if not source.exists():
+        if target.is_dir():
+            return target
+        raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
+    origin = _known(source) or _remember(source)
+    if target.is_dir() and stamp.exists() and read_json(stamp) == origin:
+        return target
+    need_space(config.raw, 2 * source.stat().st_size)
+    # A sibling of the target, so that the last step is a mere rename.
+    with tempfile.TemporaryDirectory(dir=config.raw, prefix=f".{archive.folder}.") as scratch:
+        _unpack(source, Path(scratch))
+        unpacked = Path(scratch) / archive.folder
+        if not unpacked.is_dir():
+            raise AgelibError(f"{source} holds no folder {archive.folder}: it is another archive.")
+        shutil.rmtree(target, ignore_errors=True)
+        unpacked.rename(target)
+    write_json(stamp, origin)
+    return target
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(source) as tar:
+            for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
+                tar.extract(member, folder, filter="data")
+    except tarfile.FilterError as error:
+        raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise AgelibError(
+            f"{source} is damaged ({error}): delete it and run the download step again."
+        ) from error
+
+
+def _fetch_official(archive: Archive, target: Path) -> None:
+    if "drive.google.com" in archive.url:
+        # Imported here, since only this archive needs it.
+        import gdown
+
+        with atomic(target) as partial:
+            # gdown speaks of errors in exceptions of its own, all of them Exception.
+            try:
+                gdown.download(archive.url, str(partial))
+            except Exception as error:
+                raise OSError(str(error).strip().split("\n")[0]) from error
+            if not partial.exists() or not tarfile.is_tarfile(partial):
+                raise OSError("Google Drive sent a web page in place of the archive")
+        return
+    _retrieve(archive.url, target, f"md5:{archive.md5}")
+
+
+def _fetch_mirror(archive: Archive, target: Path, mirror: str) -> None:
+    """Takes an archive from a folder or a URL, checked against the `SHA256SUMS` beside it."""
+    if "://" in mirror:
+        url = mirror.rstrip("/")
+        sums = requests.get(f"{url}/SHA256SUMS", timeout=30)
+        expected = _parse_sums(sums.text if sums.ok else "").get(archive.file)
+        _retrieve(f"{url}/{archive.file}", target, f"sha256:{expected}" if expected else None)
+        return
+    source = Path(mirror) / archive.file
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
+    need_space(target.parent, source.stat().st_size)
+    with atomic(target) as partial:
+        shutil.copyfile(source, partial)
+        sums_file = Path(mirror) / "SHA256SUMS"
+        sums = _parse_sums(sums_file.read_text() if sums_file.exists() else "")
+        if archive.file in sums and sha256(partial) != sums[archive.file]:
+            raise OSError(f"{source} does not have the SHA-256 that {sums_file} names")
+
+
+def _retrieve(url: str, target: Path, known_hash: str | None) -> None:
+    pooch.retrieve(
+        url,
+        known_hash,
+        target.name,
+        target.parent,
+        downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),
+    )
+
+
+def _parse_sums(text: str) -> dict[str, str]:
+    """Returns file name -> SHA-256 from the lines of a `SHA256SUMS` file."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[1].lstrip("*"): pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _known(target: Path) -> dict | None:
+    """Returns what was noted of a file when it was verified, if it has not changed since."""
+    note = target.with_name(f"{target.name}.json")
+    if not (target.exists() and note.exists()):
+        return None
+    known = read_json(note)
+    return known if known["size"] == target.stat().st_size else None
+
+
+def _remember(target: Path) -> dict:
+    """Notes a verified file's size and SHA-256 beside it, so that nobody hashes it again."""
+    note = {"size": target.stat().st_size, "sha256": sha256(target)}
+    write_json(target.with_name(f"{target.name}.json"), note)
+    return note

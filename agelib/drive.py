@@ -1,0 +1,169 @@
+"""What must last: files copied to Google Drive and back, verified by SHA-256.
+
+On Colab, Drive is a folder once it is mounted; elsewhere any folder stands for it. Each folder
+there holds a `SHA256SUMS` file (as `sha256sum -c` reads it) that names what has arrived whole.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from agelib import AgelibError
+from agelib.config import Config, on_colab
+from agelib.files import atomic, need_space, sha256
+
+_SUMS = "SHA256SUMS"
+_MOUNT_POINT = "/content/drive"
+
+
+def mount(config: Config) -> Path:
+    """Makes the lasting folder available: mounts Google Drive on Colab, makes a folder elsewhere.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AgelibError: If Drive cannot be mounted or the folder cannot be made.
+    """
+    try:
+        if on_colab():
+            from google.colab import drive
+
+            drive.mount(_MOUNT_POINT)
+        config.drive.mkdir(parents=True, exist_ok=True)
+    # Colab raises ValueError, RuntimeError or MessageError, depending on what went wrong.
+    except Exception as error:
+        raise AgelibError(
+            f"{config.drive} cannot be used ({error}): allow access to Google Drive when asked and "
+            "run this cell again, or name another folder in AGELIB_DRIVE."
+        ) from error
+    return config.drive
+
+
+def flush() -> None:
+    """Waits until Google Drive has everything; does nothing outside Colab."""
+    if on_colab():
+        from google.colab import drive
+
+        drive.flush_and_unmount()
+
+
+def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[str]:
+    """Copies a file or a folder to Drive, leaving out what is there already.
+
+    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`.
+
+    Args:
+        local: What to copy; hidden files stay behind.
+        remote: Where to: the copy's own path, not its parent's.
+        only: If given, the files of the folder to copy.
+
+    Returns:
+        The names of the files that were copied.
+
+    Raises:
+        AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
+    """
+    if not local.exists():
+        raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
+    root, target = (local, remote) if local.is_dir() else (local.parent, remote.parent)
+    files = only or ([local] if local.is_file() else _visible_files(local))
+    names = [path.relative_to(root).as_posix() for path in files]
+    sums = _read_sums(target)
+    digests = {name: sha256(path) for name, path in zip(names, files, strict=True)}
+    stale = [
+        name
+        for name, path in zip(names, files, strict=True)
+        if sums.get(name) != digests[name] or not _same_size(path, target / name)
+    ]
+    need_space(target, sum((root / name).stat().st_size for name in stale))
+    for name in tqdm(stale, desc=f"push {local.name}", unit=" files", disable=len(stale) < 10):
+        _copy(root / name, target / name, digests[name])
+        sums[name] = digests[name]
+        _write_sums(target, sums)
+    return stale
+
+
+def pull(remote: Path, local: Path) -> list[str]:
+    """Copies a file or a folder from Drive, leaving out what is here already and whole.
+
+    Args:
+        remote: What to copy.
+        local: Where to: the copy's own path.
+
+    Returns:
+        The names of the files that were copied.
+
+    Raises:
+        AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
+    """
+    source, target, sums = remote, local, _read_sums(remote)
+    if not sums and remote.name in _read_sums(remote.parent):
+        source, target = remote.parent, local.parent
+        sums = {remote.name: _read_sums(source)[remote.name]}
+    if not sums:
+        raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
+    missing = [name for name in sums if not (source / name).exists()]
+    if missing:
+        raise AgelibError(f"{source / missing[0]} is missing on Drive: push it again.")
+    stale = [
+        name
+        for name, digest in sums.items()
+        if not _same_size(source / name, target / name) or sha256(target / name) != digest
+    ]
+    need_space(target, sum((source / name).stat().st_size for name in stale))
+    for name in tqdm(stale, desc=f"pull {remote.name}", unit=" files", disable=len(stale) < 10):
+        _copy(source / name, target / name, sums[name])
+    return stale
+
+
+def remove(remote: Path, folder: str) -> None:
+    """Removes a folder inside a pushed folder, and what `SHA256SUMS` says of it."""
+    shutil.rmtree(remote / folder, ignore_errors=True)
+    sums = _read_sums(remote)
+    _write_sums(remote, {name: sums[name] for name in sums if not name.startswith(f"{folder}/")})
+
+
+def holds(remote: Path) -> bool:
+    """Tells whether Drive holds a file or a folder that was pushed there."""
+    return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
+
+
+def _copy(source: Path, target: Path, digest: str) -> None:
+    try:
+        with atomic(target) as partial:
+            shutil.copyfile(source, partial)
+            if sha256(partial) != digest:
+                raise OSError("the copy differs from what was pushed")
+    except OSError as error:
+        raise AgelibError(
+            f"{source} could not be copied to {target} ({error}): what was copied before is safe; "
+            "make sure there is space and run this again."
+        ) from error
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _same_size(one: Path, other: Path) -> bool:
+    return other.exists() and one.stat().st_size == other.stat().st_size
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Returns file name -> SHA-256 of what a folder on Drive holds."""
+    path = folder / _SUMS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    with atomic(folder / _SUMS) as partial:
+        partial.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))

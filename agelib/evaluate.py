@@ -1,0 +1,202 @@
+"""Evaluation: what a model gets right, on faces it has not been trained on."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from tqdm import tqdm
+
+from agelib import AgelibError
+from agelib.config import Config
+from agelib.files import sha256, write_json
+from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, read_utkface
+from agelib.shards import FaceSet, read_manifest
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
+
+_AGES = np.arange(MIN_AGE, MAX_AGE + 1)
+
+
+def mean_age(age: np.ndarray) -> np.ndarray:
+    """Returns the estimated age: the mean of the distribution over 1 to 85.
+
+    Args:
+        age: Probabilities of shape (n, 85).
+
+    Returns:
+        Years, float of shape (n,).
+    """
+    return age @ _AGES
+
+
+def metrics(faces: FaceSet, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Compares a model's probabilities with the labels.
+
+    Args:
+        faces: Anything with `age`, `age_branch` and `gender`, each of shape (n,).
+        probabilities: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
+
+    Returns:
+        JSON types: `n`, accuracy, balanced accuracy (mean recall of the classes that occur),
+        recall (None for a class that does not occur) and confusion (rows are true) of both heads,
+        `age_mae` in years, and what always answering the commonest class would score.
+    """
+    scores: dict[str, Any] = {"n": len(faces.age)}
+    for head, true, names in [
+        ("age_branch", faces.age_branch, BRANCH_NAMES),
+        ("gender", faces.gender, GENDERS),
+    ]:
+        scores |= _classification(head, true, probabilities[head].argmax(axis=1), len(names))
+    errors = np.abs(mean_age(probabilities["age"]) - faces.age)
+    return scores | {"age_mae": float(errors.mean())}
+
+
+def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -> dict[str, Any]:
+    classes = np.arange(count)
+    recall = recall_score(true, said, labels=classes, average=None, zero_division=np.nan)
+    occurs = np.bincount(true, minlength=count)
+    recall = [float(value) if n else None for value, n in zip(recall, occurs, strict=True)]
+    present = [value for value in recall if value is not None]
+    return {
+        f"{head}_accuracy": float(accuracy_score(true, said)),
+        f"{head}_balanced_accuracy": float(np.mean(present)),
+        f"{head}_recall": recall,
+        f"{head}_confusion": confusion_matrix(true, said, labels=classes).tolist(),
+        f"{head}_commonest_accuracy": float(occurs.max() / len(true)),
+        f"{head}_commonest_balanced_accuracy": 1 / len(present),
+    }
+
+
+def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """Runs a model on all faces of a set.
+
+    Args:
+        model: From `agelib.model`.
+        faces: Crops of the model's own size.
+        batch_size: Faces at a time.
+
+    Returns:
+        The model's outputs by name, each of shape (n, ...).
+
+    Raises:
+        AgelibError: If the crops are of another size than the model takes.
+    """
+    size = model.input_shape[1]
+    if faces.crop_size != size:
+        raise AgelibError(
+            f"The model sees {size} pixels, but these faces have {faces.crop_size}: clean them "
+            f"with --crop-size {size}."
+        )
+    steps = -(-len(faces) // batch_size)
+    batches = tqdm(faces.batches(batch_size), f"evaluate {faces.split}", steps, unit=" batches")
+    outputs = [model.predict_on_batch(batch) for batch in batches]
+    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def evaluate_run(config: Config, model: "keras.Model") -> dict[str, Any]:
+    """Evaluates a run's model on train, val and test faces, and writes `evaluation.json`.
+
+    Args:
+        config: Says which run, and where its faces are.
+        model: The run's model.
+
+    Returns:
+        The metrics of the test faces, with `no_face` (images without a usable face), `dataset`,
+        `model` and `crop`; those of the other splits under `splits`.
+    """
+    train_folders = [config.faces / name for name in config.train_sources]
+    test_folder = config.faces / config.test_source
+    splits = {}
+    for split, folders in [
+        ("train", train_folders),
+        ("val", train_folders),
+        ("test", [test_folder]),
+    ]:
+        faces = FaceSet(folders, split)
+        splits[split] = metrics(faces, estimate(model, faces))
+    model_path = config.run_folder / "model.keras"
+    report = _report(splits["test"], read_manifest(test_folder), model_path) | {"splits": splits}
+    write_json(config.run_folder / "evaluation.json", report)
+    return report
+
+
+def evaluate_folder(
+    images: Path, model: "keras.Model", model_path: Path, config: Config
+) -> dict[str, Any]:
+    """Evaluates a model on any folder of images named as UTKFace names them.
+
+    They are detected and cropped exactly as in cleaning.
+
+    Args:
+        images: The folder.
+        model: The model.
+        model_path: Where it was loaded from.
+        config: Crop settings: those of the model.
+
+    Returns:
+        As `evaluate_run`, without `splits`.
+
+    Raises:
+        AgelibError: If no image has a valid name and a face.
+    """
+    # Imported here: it loads TensorFlow, which the metrics do without.
+    from agelib.clean import clean_table
+
+    table = read_utkface(images).assign(split="test")
+    if not (table["reject"] == "").any():
+        raise AgelibError(f"{images} holds no image named age_gender_race_date.jpg.")
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = clean_table(table, images, Path(scratch), Path(images).name, config)
+        faces = FaceSet([Path(scratch)], "test")
+        return _report(metrics(faces, estimate(model, faces)), manifest, model_path)
+
+
+def _report(scores: dict, manifest: dict, model_path: Path) -> dict[str, Any]:
+    return scores | {
+        "no_face": manifest["counts"].get("no_face", 0),
+        "rejected": {k: v for k, v in manifest["counts"].items() if k != "kept"},
+        "dataset": manifest["dataset"],
+        "model": {"file": model_path.name, "sha256": sha256(model_path)},
+        "crop": manifest["crop"],
+    }
+
+
+def results_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns the scores as a table: a row for each figure, a column for each split."""
+    splits = report.get("splits") or {"test": report}
+    rows = {
+        "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
+        "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
+        "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
+        "AGE mean absolute error, years": ("age_mae", 1),
+        "GENDER accuracy": ("gender_accuracy", 100),
+        "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
+        "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
+    }
+    table = pd.DataFrame(
+        {
+            split: [
+                f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
+                for key, scale in rows.values()
+            ]
+            for split, scores in splits.items()
+        },
+        index=list(rows),
+    )
+    table.loc["faces"] = [f"{scores['n']:,}" for scores in splits.values()]
+    return table
+
+
+def recall_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns how many test faces each class has, and the share that is recognised."""
+    rows = []
+    for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
+        counts = np.sum(report[f"{head}_confusion"], axis=1)
+        for name, n, recall in zip(names, counts, report[f"{head}_recall"], strict=True):
+            share = "-" if recall is None else f"{100 * recall:.1f} %"
+            rows.append({"class": name, "faces": int(n), "recall": share})
+    return pd.DataFrame(rows).set_index("class")

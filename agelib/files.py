@@ -1,0 +1,68 @@
+"""Files that are whole or absent, and their checksums."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that becomes `path` when the block ends well, and vanishes otherwise.
+
+    The data is on the disk before the name is: a crash leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all; equal content gives equal bytes."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        AgelibError: If the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise AgelibError(f"{path} is damaged ({error}): delete it and run this again.") from error
+
+
+def sha256(path: Path) -> str:
+    """Returns a file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Makes sure that `size` bytes fit into a folder before work starts.
+
+    Raises:
+        AgelibError: If they do not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise AgelibError(
+            f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
+            "make room, or choose another folder with --data or AGELIB_DATA."
+        )

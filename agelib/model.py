@@ -1,0 +1,221 @@
+"""EfficientNet B0 to B7 with two heads, its starting weights, and the one file it is kept in.
+
+The saved model is made of Keras' own layers alone, so that `keras.models.load_model` reads it
+anywhere, without this package.
+"""
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError
+from agelib.backend import keras
+from agelib.files import atomic
+from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
+
+# Tan & Le, "EfficientNet: Rethinking Model Scaling", ICML 2019: depth coefficient, dropout.
+_SCALING = {
+    "EfficientNetB0": (1.0, 0.2),
+    "EfficientNetB1": (1.1, 0.2),
+    "EfficientNetB2": (1.2, 0.3),
+    "EfficientNetB3": (1.4, 0.3),
+    "EfficientNetB4": (1.8, 0.4),
+    "EfficientNetB5": (2.2, 0.4),
+    "EfficientNetB6": (2.6, 0.5),
+    "EfficientNetB7": (3.1, 0.5),
+}
+_B0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+_DROP_CONNECT = 0.2
+# What the ImageNet weights were trained with, on pixels of 0 to 1.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+# Keras' 0.99 needs hundreds of steps to forget its start; small data sets have fewer an epoch.
+_BATCH_NORM_MOMENTUM = 0.9
+_NOTE = "agelib.json"
+
+
+def build_model(
+    backbone: str, image_size: int, weights: str | None = None, augment: bool = True
+) -> keras.Model:
+    """Builds the network that estimates age and gender from a face.
+
+    Args:
+        backbone: "EfficientNetB0" to "EfficientNetB7".
+        image_size: Pixels per side.
+        weights: None, "imagenet", "noisy-student", or the path of a model of this kind (.keras)
+            or of EfficientNet weights without top (.h5).
+        augment: Whether training images are varied.
+
+    Returns:
+        A model that takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3) and gives a
+        dict of probabilities: `age` (batch, 85) for the years 1 to 85, `age_branch` (batch, 5),
+        their sums over each branch, and `gender` (batch, 2).
+
+    Raises:
+        AgelibError: If the weights cannot be had or do not fit.
+    """
+    inputs = keras.Input((image_size, image_size, 3), name="image")
+    x = inputs
+    if augment:
+        for layer in _augmentation():
+            x = layer(x)
+    x = keras.layers.Rescaling(
+        [1 / (255 * std) for std in _STD],
+        [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
+        name="normalisation",
+    )(x)
+    from_backbone = weights if not str(weights).endswith(".keras") else None
+    x = build_backbone(backbone, image_size, from_backbone)(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
+    x = keras.layers.Dropout(_SCALING[backbone][1], name="dropout")(x)
+    age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(x)
+    age = keras.layers.Softmax(dtype="float32", name="age")(age)
+    gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(x)
+    gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
+    sums = [
+        keras.ops.sum(age[:, low - MIN_AGE : high - MIN_AGE + 1], axis=1, keepdims=True)
+        for low, high in AGE_BRANCHES
+    ]
+    outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    model = keras.Model(inputs, outputs, name="agelib")
+    if weights and not from_backbone:
+        _start_from(model, Path(weights))
+    return model
+
+
+def build_backbone(name: str, image_size: int, weights: str | None = None) -> keras.Model:
+    """Builds an EfficientNet without its top, on the `efficientnet` package.
+
+    The package's own activation and dropout classes are exchanged for Keras' equal ones, and its
+    drop-connect rate, which it divides by B0's number of blocks whatever the depth, is set so
+    that it ends where the paper's does.
+
+    Args:
+        name: "EfficientNetB0" to "EfficientNetB7".
+        image_size: Pixels per side.
+        weights: None, "imagenet", "noisy-student" or the path of an .h5 file.
+
+    Returns:
+        A model from normalised RGB to features of shape (batch, h, w, channels).
+
+    Raises:
+        AgelibError: If the weights cannot be had.
+    """
+    # Imported here, after `backend` has loaded TensorFlow quietly.
+    import efficientnet.tfkeras as efficientnet
+
+    blocks = sum(math.ceil(_SCALING[name][0] * repeats) for repeats in _B0_BLOCKS)
+    shape = (image_size, image_size, 3)
+    try:
+        network = getattr(efficientnet, name)(
+            include_top=False,
+            weights=None if weights == "imagenet" else weights,
+            input_shape=shape,
+            drop_connect_rate=_DROP_CONNECT * sum(_B0_BLOCKS) / blocks,
+        )
+        backbone = keras.models.clone_model(network, clone_function=_plain)
+        backbone.set_weights(network.get_weights())
+        if weights == "imagenet":
+            applications = getattr(keras.applications, name)
+            carry_weights(
+                applications(include_top=False, weights="imagenet", input_shape=shape), backbone
+            )
+    # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
+    except Exception as error:
+        raise AgelibError(
+            f"{weights} weights for {name} cannot be had ({_first_line(error)}): check the network "
+            "and run this again, name a downloaded .h5 file as --weights, or use --weights none."
+        ) from error
+    return backbone
+
+
+def carry_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
+
+    Args:
+        source: A `keras.applications.EfficientNetBx` without top. Its own normalisation is left
+            behind; ours does the same.
+        target: The backbone of the same name.
+
+    Raises:
+        ValueError: If a layer is missing or of another shape.
+    """
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
+    """Writes a model, whole or not at all, with a note inside the file.
+
+    Args:
+        model: Any Keras model.
+        path: A .keras file: a zip, to which the note is added as `agelib.json`.
+        note: JSON content, such as the crop settings that prediction must use.
+    """
+    with atomic(path) as partial:
+        whole = partial.with_suffix(".keras")
+        model.save(whole)
+        with zipfile.ZipFile(whole, "a") as archive:
+            archive.writestr(_NOTE, json.dumps(note, indent=1))
+        whole.rename(partial)
+
+
+def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Reads a model and its note.
+
+    Raises:
+        AgelibError: If the file is missing, damaged, or no model of this package.
+    """
+    if not Path(path).exists():
+        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            note = json.loads(archive.read(_NOTE))
+        return keras.models.load_model(path), note
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise AgelibError(
+            f"{path} is no model of agelib's ({_first_line(error)}): train it again."
+        ) from error
+
+
+def _augmentation() -> list[keras.layers.Layer]:
+    """Returns the layers that vary training images, and do nothing otherwise."""
+    return [
+        keras.layers.RandomFlip("horizontal", name="flip"),
+        keras.layers.RandomRotation(0.03, fill_mode="nearest", name="rotation"),
+        keras.layers.RandomZoom(0.12, fill_mode="nearest", name="zoom"),
+        keras.layers.RandomTranslation(0.06, 0.06, fill_mode="nearest", name="translation"),
+        keras.layers.RandomBrightness(0.15, value_range=(0, 255), name="brightness"),
+        keras.layers.RandomContrast(0.2, value_range=(0, 255), name="contrast"),
+    ]
+
+
+def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns Keras' own equal of one of the `efficientnet` package's layers."""
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.Dropout):
+        return keras.layers.Dropout.from_config(config)
+    if getattr(getattr(layer, "activation", None), "__name__", "") == "swish":
+        config["activation"] = "silu"
+    if isinstance(layer, keras.layers.BatchNormalization):
+        config["momentum"] = _BATCH_NORM_MOMENTUM
+    return type(layer).from_config(config)
+
+
+def _start_from(model: keras.Model, path: Path) -> None:
+    """Takes over the weights of another model of this kind."""
+    other, _ = load_model(path)
+    try:
+        model.set_weights(other.get_weights())
+    except ValueError as error:
+        raise AgelibError(
+            f"{path} does not fit: it is of another backbone or image size; name it with its own "
+            "--backbone."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

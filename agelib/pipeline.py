@@ -1,0 +1,89 @@
+"""Shards to tf.data: decoded in parallel, shuffled anew each epoch, the same for the same seed."""
+
+import numpy as np
+
+from agelib.backend import tf
+from agelib.labels import MAX_AGE, MIN_AGE
+from agelib.shards import FaceSet
+
+LABEL_SIGMA = 2.0
+
+
+def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
+    """Returns for each age a bell curve around it, to learn from neighbouring ages too.
+
+    Label distribution learning: Geng et al., "Facial Age Estimation by Learning from Label
+    Distributions", AAAI 2010.
+
+    Returns:
+        float32 of shape (85, 85); row i is the target for age i + 1 and sums to 1.
+    """
+    ages = np.arange(MIN_AGE, MAX_AGE + 1)
+    curves = np.exp(-((ages[:, None] - ages) ** 2) / (2 * sigma**2))
+    return (curves / curves.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def train_batches(
+    faces: FaceSet, batch_size: int, image_size: int, seed: int, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Returns an endless stream of shuffled training batches.
+
+    Epoch e has the same order whether training started at epoch 0 or continues at e, which is
+    what makes a run that was cut off end as it would have. The last, smaller batch of each epoch
+    is left out; its faces come in another place of the next.
+
+    Args:
+        faces: The faces to train on.
+        batch_size: Faces in a batch.
+        image_size: Pixels per side.
+        seed: Of the order.
+        first_epoch: The epoch to begin with.
+
+    Returns:
+        Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
+        a dict with `age` (batch_size, 85), `age_branch` and `gender` (batch_size,).
+    """
+    count = len(faces)
+
+    def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = tf.stack([tf.cast(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    return _load(epochs.flat_map(shuffled), faces, image_size)
+
+
+def ordered_batches(faces: FaceSet, batch_size: int, image_size: int) -> tf.data.Dataset:
+    """Returns all faces once, in their order, in batches as `train_batches` gives them."""
+    return _load(tf.data.Dataset.range(len(faces)).batch(batch_size), faces, image_size)
+
+
+def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:
+    """Turns batches of face numbers into batches of images and targets."""
+    ages, branches, genders = (
+        tf.constant(values, tf.int32) for values in (faces.age, faces.age_branch, faces.gender)
+    )
+    distributions = tf.constant(age_distributions())
+
+    def read(batch: np.ndarray) -> np.ndarray:
+        return np.array([faces.jpeg(i) for i in batch], dtype=object)
+
+    def decode(jpeg: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_jpeg(jpeg, channels=3)
+        if faces.crop_size != image_size:
+            resized = tf.image.resize(image, (image_size, image_size), antialias=True)
+            image = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+        return tf.ensure_shape(image, (image_size, image_size, 3))
+
+    def load(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        jpegs = tf.ensure_shape(tf.numpy_function(read, [batch], tf.string), (None,))
+        images = tf.map_fn(decode, jpegs, fn_output_signature=tf.uint8)
+        targets = {
+            "age": tf.gather(distributions, tf.gather(ages, batch) - MIN_AGE),
+            "age_branch": tf.gather(branches, batch),
+            "gender": tf.gather(genders, batch),
+        }
+        return images, targets
+
+    return indices.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,186 @@
+"""Figures. Every function returns a Figure and shows nothing: a notebook shows what it returns."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.predict import Estimate
+
+_COLOURS = ("#3b6fb6", "#d1603d")
+_HIGHLIGHT = "#ffd166"
+
+
+def montage(
+    images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8
+) -> Figure:
+    """Shows images side by side.
+
+    Args:
+        images: RGB uint8, of any sizes.
+        titles: One for each image.
+        columns: Images in a row.
+    """
+    rows = max(1, -(-len(images) // columns))
+    height = 1.25 if titles is None else 1.55
+    figure = Figure(figsize=(1.25 * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for i, image in enumerate(images):
+        axes[i].imshow(image)
+        if titles is not None:
+            axes[i].set_title(titles[i], fontsize=8)
+    return figure
+
+
+def reasons(counts: dict[str, int]) -> Figure:
+    """Shows how many images were kept, and why the others were not, on a logarithmic scale."""
+    counts = dict(sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1])))
+    figure = Figure(figsize=(7, 0.8 + 0.32 * len(counts)), layout="constrained")
+    axis = figure.subplots()
+    colours = [_COLOURS[name != "kept"] for name in counts]
+    bars = axis.barh(list(counts), list(counts.values()), color=colours)
+    axis.bar_label(bars, [f"{value:,}" for value in counts.values()], padding=3)
+    axis.invert_yaxis()
+    axis.set_xscale("symlog")
+    axis.margins(x=0.15)
+    axis.set_xlabel("images (logarithmic scale)")
+    _tidy(axis)
+    return figure
+
+
+def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
+    """Shows the ages of a face set by gender, over its age branches.
+
+    Args:
+        ages: Whole years, shape (n,).
+        genders: 0 Male or 1 Female, shape (n,).
+    """
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
+    groups = [ages[genders == code] for code in range(2)]
+    bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
+    axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=_COLOURS)
+    for (low, high), name in zip(AGE_BRANCHES, BRANCH_NAMES, strict=True):
+        count = int(((ages >= low) & (ages <= high)).sum())
+        axis.axvline(high + 0.5, color="0.6", linewidth=0.8, linestyle=":")
+        axis.text(
+            (low + high) / 2,
+            1.01,
+            f"{name}\n{count:,}",
+            fontsize=8,
+            ha="center",
+            va="bottom",
+            transform=axis.get_xaxis_transform(),
+        )
+    axis.set_xlabel("age")
+    axis.set_ylabel("faces")
+    axis.legend(frameon=False)
+    _tidy(axis)
+    return figure
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = {
+        "loss": "loss",
+        "age_branch_accuracy": "age branch accuracy",
+        "gender_accuracy": "gender accuracy",
+    }
+    for axis, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
+            values = history[prefix + key]
+            axis.plot(history["epoch"], values, label=label, color=colour, marker=".")
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        if key != "loss":
+            axis.set_ylim(0, 1)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False)
+        _tidy(axis)
+    return figure
+
+
+def confusion(report: dict[str, Any]) -> Figure:
+    """Shows both confusion matrices as shares of the true class, with counts."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axis, (head, names, title) in zip(
+        figure.subplots(1, 2, width_ratios=(5, 3)),
+        (("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")),
+        strict=True,
+    ):
+        counts = np.array(report[f"{head}_confusion"])
+        shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            axis.text(
+                column,
+                row,
+                f"{share:.0%}\n{counts[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if share > 0.5 else "black",
+            )
+        axis.set_xticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlabel("estimated")
+        axis.set_ylabel("true")
+        axis.set_title(f"{title}: {report[f'{head}_accuracy']:.1%} right")
+    return figure
+
+
+def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
+    """Draws boxes and estimates on a photo.
+
+    Args:
+        image: RGB uint8 of shape (height, width, 3).
+        estimates: The photo's faces.
+
+    Returns:
+        A figure of the photo's shape, at least 640 pixels on its longer side when saved.
+    """
+    height, width = image.shape[:2]
+    long_side = float(np.clip(max(height, width), 640, 1600))
+    scale = long_side / max(height, width)
+    figure = Figure(figsize=(width * scale / 100, height * scale / 100), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(image)
+    axis.axis("off")
+    for estimate in estimates:
+        left, top, right, bottom = estimate.face.box
+        axis.add_patch(
+            Rectangle(
+                (left, top),
+                right - left,
+                bottom - top,
+                fill=False,
+                linewidth=2,
+                edgecolor=_HIGHLIGHT,
+            )
+        )
+        axis.text(
+            np.clip(left, 0, width),
+            np.clip(top, 0.06 * height, height),
+            f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
+            f"({estimate.branch}: {estimate.branches.max():.0%})",
+            fontsize=9,
+            va="bottom",
+            color="black",
+            bbox={"facecolor": _HIGHLIGHT, "edgecolor": "none", "pad": 2, "alpha": 0.9},
+        )
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+    return figure
+
+
+def _tidy(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)

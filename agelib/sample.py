@@ -1,0 +1,232 @@
+"""A data set made on the spot: small archives in the official layouts, troubles included.
+
+Every face is a variation of one public-domain portrait (NASA's photo of the astronaut Eileen
+Collins, which scikit-image carries), drawn so that age and gender can be seen: hair and skin lose
+their colour and gain lines with age, children's faces are rounder and softer, men wear a beard. It
+is there to learn the pipeline with, fast and without network; it says nothing about real faces.
+"""
+
+import datetime
+import functools
+import gzip
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import scipy.io
+from skimage import data
+
+from agelib.files import atomic, sha256
+
+N_WIKI, N_UTKFACE = 320, 140
+SEED = 20
+_FACE_CENTRE = (164, 118)  # in the cut-out portrait, pixels
+_FACE_HEIGHT = 107
+
+
+class WikiRow(NamedTuple):
+    """One row of `wiki.mat`, with the bytes of its image or None where the image is missing."""
+
+    age: int
+    gender: float
+    image: bytes | None
+    face_score: float = 4.0
+    second_face_score: float = np.nan
+
+
+def draw_portrait(
+    age: int, gender: int, rng: np.random.Generator, size: int = 200, face_share: float = 0.6
+) -> np.ndarray:
+    """Draws a face that looks its age and gender, in a slightly random pose and light.
+
+    Args:
+        age: Years, 1 to 85.
+        gender: 0 Male, 1 Female.
+        rng: Source of pose and light.
+        size: Pixels per side.
+        face_share: Height of the face in image heights.
+
+    Returns:
+        RGB uint8 of shape (size, size, 3).
+    """
+    portrait = _portrait()
+    if gender == 0:
+        portrait = _add_beard(portrait)
+    portrait = _show_age(portrait, age)
+    scale = size * face_share / _FACE_HEIGHT * rng.uniform(0.92, 1.08)
+    turn = cv2.getRotationMatrix2D(_FACE_CENTRE, rng.uniform(-8, 8), scale)
+    turn[:, 2] += size / 2 - np.array(_FACE_CENTRE) + rng.uniform(-0.03, 0.03, 2) * size
+    roundness = 1 + 0.18 * max(0, 14 - age) / 13
+    turn[0] = turn[0] * roundness - [0, 0, (roundness - 1) * size / 2]
+    image = cv2.warpAffine(
+        portrait, turn, (size, size), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT
+    )
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+    image = image * rng.uniform(0.85, 1.1) + rng.normal(0, 3, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _portrait() -> np.ndarray:
+    return data.astronaut()[:320, 60:400].astype(np.float32)
+
+
+def _add_beard(portrait: np.ndarray) -> np.ndarray:
+    """Darkens cheeks, chin and upper lip, around a mouth that stays free."""
+    x, y = _FACE_CENTRE
+    shade = np.zeros(portrait.shape[:2], np.float32)
+    cv2.ellipse(shade, (x, y + 28), (36, 30), 0, -20, 200, 1, -1)
+    cv2.ellipse(shade, (x, y + 13), (19, 5), 0, 0, 360, 1, -1)
+    cv2.ellipse(shade, (x, y + 22), (17, 7), 0, 0, 360, 0, -1)
+    shade = cv2.GaussianBlur(shade, (0, 0), 2)[..., None] * 0.8
+    return portrait * (1 - shade) + np.float32([70, 45, 30]) * shade
+
+
+def _show_age(portrait: np.ndarray, age: int) -> np.ndarray:
+    """Softens the young and greys and lines the old."""
+    if age < 24:
+        portrait = cv2.GaussianBlur(portrait, (0, 0), 0.3 + (24 - age) / 16)
+        warmth = np.float32([22, -4, -12]) * (24 - age) / 23
+        return portrait + warmth
+    years = (age - 24) / 61
+    grey = portrait.mean(axis=2, keepdims=True) * (1 - 0.15 * years) + 40 * years
+    lines = np.zeros(portrait.shape[:2], np.float32)
+    x, y = _FACE_CENTRE
+    for row in (-36, -30, -24):
+        cv2.ellipse(lines, (x, y + row + 20), (26, 20), 0, 235, 305, 1, 1, cv2.LINE_AA)
+    for side in (-1, 1):
+        cv2.line(lines, (x + side * 15, y + 14), (x + side * 26, y + 30), 1, 2, cv2.LINE_AA)
+        cv2.line(lines, (x + side * 31, y - 8), (x + side * 37, y - 4), 1, 2, cv2.LINE_AA)
+    lines = cv2.GaussianBlur(lines, (0, 0), 0.8)[..., None]
+    return portrait * (1 - years) + grey * years - 90 * years * lines
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def _no_face(rng: np.random.Generator) -> np.ndarray:
+    return cv2.resize(rng.integers(60, 200, (6, 6, 3), np.uint8), (160, 160))
+
+
+def wiki_rows(rng: np.random.Generator) -> Iterator[WikiRow]:
+    """Yields the rows of the sample's WIKI: good ones first, then one of every trouble."""
+    for i in range(N_WIKI):
+        age, gender = int(rng.integers(1, 86)), i % 2
+        size = int(rng.integers(110, 260))
+        yield WikiRow(age, gender, _jpeg(draw_portrait(age, gender, rng, size, 0.5)))
+    face = draw_portrait(30, 1, rng)
+    good = _jpeg(face)
+    yield WikiRow(30, 1, _jpeg(_no_face(rng)))
+    yield WikiRow(30, 1, _jpeg(np.hstack([face, draw_portrait(60, 0, rng)])))
+    yield WikiRow(30, 1, good[: len(good) // 2])
+    yield WikiRow(30, 1, b"")
+    yield WikiRow(-31, 1, good)
+    yield WikiRow(2014, 1, good)
+    yield WikiRow(30, np.nan, good)
+    yield WikiRow(30, 1, good, face_score=0.4)
+    yield WikiRow(30, 1, good, face_score=-np.inf)
+    yield WikiRow(30, 1, good, second_face_score=2.5)
+    yield WikiRow(30, 1, None)
+
+
+def utkface_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Yields names and contents of the sample's UTKFace: good ones first, then the troubles."""
+    for i in range(N_UTKFACE):
+        age, gender, race = int(rng.integers(1, 86)), i % 2, i % 5
+        name = f"{age}_{gender}_{race}_{20170116000000000 + i}.jpg.chip.jpg"
+        yield name, _jpeg(draw_portrait(age, gender, rng))
+    good = _jpeg(draw_portrait(30, 1, rng))
+    yield "39_1_20170116174525125.jpg.chip.jpg", good
+    yield "24_1_0_20170116220224657 .jpg.chip.jpg", good
+    yield "55_1_0_20170116232725357jpg.chip.jpg", good
+    for age in (0, 86, 116):
+        yield f"{age}_1_0_20170116174525125.jpg.chip.jpg", good
+    yield "30_1_0_20170116174525126.jpg.chip.jpg", _jpeg(_no_face(rng))
+    yield "30_1_0_20170116174525127.jpg.chip.jpg", good[: len(good) // 2]
+    yield "30_1_0_20170116174525128.jpg.chip.jpg", b""
+
+
+def make_archives(folder: Path) -> list[Path]:
+    """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`, the same bytes every time.
+
+    Archives that are already there stay as they are.
+
+    Args:
+        folder: Where to; it then serves as a mirror of the official homes.
+
+    Returns:
+        The two archives' paths.
+    """
+    folder = Path(folder)
+    paths = [folder / "wiki_crop.tar", folder / "UTKFace.tar.gz"]
+    if (folder / "SHA256SUMS").exists():
+        return paths
+    _write_tar(paths[0], _wiki_files(np.random.default_rng(SEED)))
+    _write_tar(paths[1], utkface_files(np.random.default_rng(SEED + 1)))
+    with atomic(folder / "SHA256SUMS") as partial:
+        partial.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in paths))
+    return paths
+
+
+def _write_tar(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
+    """Writes names and contents below the folder that the archive is named after."""
+    top, gzipped = path.name.split(".")[0], path.suffix == ".gz"
+    with atomic(path) as partial, open(partial, "wb") as file:
+        # Without a time stamp the bytes are the same every time.
+        stream = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if gzipped else file
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for name, content in files:
+                entry = tarfile.TarInfo(f"{top}/{name}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        stream.close()
+
+
+def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Yields the images of WIKI and, last, the `wiki.mat` that describes them."""
+    rows, paths, births = list(wiki_rows(rng)), [], []
+    for i, row in enumerate(rows):
+        # Born in March or October: on both sides of the half-year rule.
+        month = 3 if i % 2 else 10
+        birth_year = 2010 - row.age - (month >= 7)
+        births.append((birth_year, month, 1))
+        paths.append(f"{i % 100:02d}/{1000 + i}_{birth_year}-{month:02d}-01_2010.jpg")
+        if row.image is not None:
+            yield paths[-1], row.image
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"wiki": _wiki_mat(rows, paths, births)})
+    yield "wiki.mat", buffer.getvalue()
+
+
+def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dict:
+    """Returns what the official `wiki.mat` holds: one struct of row vectors."""
+    whole = np.array([1.0, 1.0, 200.0, 200.0])
+    return {
+        "dob": np.array([[_matlab_day(*birth) for birth in births]], np.int32),
+        "photo_taken": np.full((1, len(rows)), 2010, np.uint16),
+        "full_path": _cells(paths),
+        # The official code: 1 is male.
+        "gender": np.array([[1.0 - row.gender for row in rows]]),
+        "name": _cells([f"Person {i}" for i in range(len(rows))]),
+        "face_location": _cells([whole] * len(rows)),
+        "face_score": np.array([[row.face_score for row in rows]]),
+        "second_face_score": np.array([[row.second_face_score for row in rows]]),
+    }
+
+
+def _matlab_day(year: int, month: int, day: int) -> int:
+    """Returns MATLAB's day number, or 0 for a year before the first, as impossible ages give."""
+    return datetime.date(year, month, day).toordinal() + 366 if year >= 1 else 0
+
+
+def _cells(values: list) -> np.ndarray:
+    """Returns a 1 x n MATLAB cell array."""
+    cells = np.empty((1, len(values)), object)
+    cells[0, :] = values
+    return cells

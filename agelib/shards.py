@@ -1,0 +1,202 @@
+"""Shards: many faces in two .npy files that load without pickle and map into memory.
+
+`<name>.images.npy` holds JPEG files end to end, uint8; `<name>.index.npy` says, face by face, where
+each one lies and who it shows. `manifest.json` names every shard with its size and SHA-256.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from agelib import AgelibError
+from agelib.files import atomic, read_json, sha256
+from agelib.labels import age_branch
+
+FORMAT = 1
+JPEG_QUALITY = 90
+MANIFEST = "manifest.json"
+
+
+def index_type(path_bytes: int) -> np.dtype:
+    """Returns the type of an index entry whose paths take at most so many bytes."""
+    return np.dtype(
+        [
+            ("offset", "<i8"),
+            ("length", "<i4"),
+            ("age", "<i2"),
+            ("gender", "i1"),
+            ("race", "i1"),  # -1 where unknown
+            ("person", "<u8"),
+            ("path", f"S{path_bytes}"),
+        ]
+    )
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encodes RGB uint8 of shape (height, width, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def decode_jpeg(content: bytes) -> np.ndarray:
+    """Decodes to RGB uint8 of shape (height, width, 3)."""
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[dict]) -> dict:
+    """Writes a shard's two files, each whole or not at all.
+
+    Args:
+        folder: Where to.
+        name: For example "train-00000".
+        jpegs: One JPEG file for each face.
+        rows: For each face: age, gender, race, person (a hash) and path.
+
+    Returns:
+        File name -> {"size", "sha256"}.
+    """
+    paths = [row["path"].encode() for row in rows]
+    index = np.zeros(len(rows), index_type(max(map(len, paths), default=1)))
+    index["length"] = [len(jpeg) for jpeg in jpegs]
+    index["offset"] = np.cumsum(index["length"], dtype=np.int64) - index["length"]
+    index["path"] = paths
+    for field in ("age", "gender", "race", "person"):
+        index[field] = [row[field] for row in rows]
+    images = np.frombuffer(b"".join(jpegs), np.uint8)
+    files = {}
+    for kind, array in (("images", images), ("index", index)):
+        path = folder / f"{name}.{kind}.npy"
+        with atomic(path) as partial, open(partial, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    return files
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns a face set's manifest.
+
+    Raises:
+        AgelibError: If there is none, or it is of a later format.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise AgelibError(f"{path} is missing: run the clean step (notebook 02) first.")
+    manifest = read_json(path)
+    if manifest["format"] != FORMAT:
+        raise AgelibError(
+            f"{path} has format {manifest['format']}, this agelib reads {FORMAT}: clean again."
+        )
+    return manifest
+
+
+def damaged_shards(folder: Path, *, hashes: bool = True) -> list[str]:
+    """Names the shards that are not what the manifest says, by size and by SHA-256.
+
+    Args:
+        folder: A face set.
+        hashes: Whether to read every file; sizes alone take no time.
+    """
+    return [
+        name
+        for name, shard in read_manifest(folder)["shards"].items()
+        if not shard_is_whole(folder, shard, hashes=hashes)
+    ]
+
+
+def shard_is_whole(folder: Path, shard: dict, *, hashes: bool) -> bool:
+    """Tells whether a shard's files have the sizes, and if asked the hashes, noted for them."""
+    for name, expected in shard["files"].items():
+        path = Path(folder) / name
+        if not path.exists() or path.stat().st_size != expected["size"]:
+            return False
+        if hashes and sha256(path) != expected["sha256"]:
+            return False
+    return True
+
+
+class FaceSet:
+    """The faces of one split of one or several data sets, decoded on demand.
+
+    Args:
+        folders: Face sets, for example `data/faces/wiki`.
+        split: "train", "val" or "test".
+
+    Raises:
+        AgelibError: If a folder has no such faces, or a shard is missing or damaged.
+    """
+
+    def __init__(self, folders: Sequence[Path], split: str):
+        self.split = split
+        self._images: list[np.ndarray] = []
+        indices, shard_ids, sizes = [], [], set()
+        for folder in map(Path, folders):
+            manifest = read_manifest(folder)
+            sizes.add(manifest["crop"]["crop_size"])
+            for name in manifest["shards"]:
+                if name.startswith(f"{split}-"):
+                    index = _load(folder / f"{name}.index.npy")
+                    shard_ids.append(np.full(len(index), len(self._images)))
+                    indices.append(index)
+                    self._images.append(_load(folder / f"{name}.images.npy"))
+        if not sum(map(len, indices)):
+            places = ", ".join(str(folder) for folder in folders)
+            raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
+        if len(sizes) > 1:
+            raise AgelibError(f"{folders} hold crops of sizes {sorted(sizes)}: clean them alike.")
+        self.crop_size = sizes.pop()
+        self.index = np.concatenate(indices)
+        self._shard = np.concatenate(shard_ids)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def age(self) -> np.ndarray:
+        """Whole years, int64 of shape (n,)."""
+        return self.index["age"].astype(np.int64)
+
+    @cached_property
+    def age_branch(self) -> np.ndarray:
+        """0 to 4, int64 of shape (n,)."""
+        return age_branch(self.age)
+
+    @property
+    def gender(self) -> np.ndarray:
+        """0 Male, 1 Female, int64 of shape (n,)."""
+        return self.index["gender"].astype(np.int64)
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each face comes from, relative to its data set's folder."""
+        return [path.decode() for path in self.index["path"]]
+
+    def jpeg(self, i: int) -> bytes:
+        """Returns the JPEG file of face `i`."""
+        start, length = self.index["offset"][i], self.index["length"][i]
+        return self._images[self._shard[i]][start : start + length].tobytes()
+
+    def image(self, i: int) -> np.ndarray:
+        """Returns face `i`, RGB uint8 of shape (crop_size, crop_size, 3)."""
+        return decode_jpeg(self.jpeg(i))
+
+    def batches(self, batch_size: int = 256) -> Iterator[np.ndarray]:
+        """Yields all faces in order, uint8 of shape (up to batch_size, crop_size, crop_size, 3)."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            yield np.stack([self.image(i) for i in range(start, stop)])
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise AgelibError(
+            f"{path} is missing or damaged ({error}): run the clean step again, it rebuilds the "
+            "shard alone."
+        ) from error

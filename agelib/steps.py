@@ -1,0 +1,165 @@
+"""The steps of the story: each pulls what it needs from Drive, works, and pushes what it made.
+
+The notebooks and the command line call these; on a fresh Colab machine, where nothing of the last
+notebook is left on the disk, they fetch it back.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from agelib import AgelibError, drive, plots, sample
+from agelib import clean as cleaning
+from agelib import download as downloading
+from agelib import train as training
+from agelib.config import Config
+from agelib.evaluate import evaluate_run
+from agelib.files import read_json
+from agelib.model import load_model
+from agelib.shards import damaged_shards, read_manifest
+
+
+def download(name: str, config: Config) -> Path:
+    """Fetches an archive, keeps a copy on Drive, and extracts it.
+
+    Returns:
+        The folder with the images.
+    """
+    if config.profile == "sample":
+        sample.make_archives(Path(config.mirror))
+    remote = _archive_on_drive(name, config)
+    local = config.raw / remote.name
+    if not local.exists() and drive.holds(remote):
+        drive.pull(remote, local)
+    archive = downloading.fetch(name, config)
+    drive.push(archive, remote)
+    return downloading.extract(name, config)
+
+
+def clean(name: str, config: Config) -> dict[str, Any]:
+    """Turns a data set into shards; each goes to Drive as soon as it is whole.
+
+    Returns:
+        The manifest.
+    """
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    if not faces.exists() and drive.holds(remote):
+        drive.pull(remote, faces)
+    archive = _archive_on_drive(name, config)
+    if not (config.raw / downloading.ARCHIVES[name].folder).exists() and drive.holds(archive):
+        drive.pull(archive, config.raw / archive.name)
+    downloading.extract(name, config)
+    manifest = cleaning.clean(
+        name, config, on_shard=lambda files: drive.push(faces, remote, only=files)
+    )
+    upload(name, config)
+    return manifest
+
+
+def upload(name: str, config: Config) -> list[str]:
+    """Brings a data set's shards to Drive, verified, and clears away the notes of unfinished work.
+
+    Returns:
+        The names of the files that were not there yet.
+
+    Raises:
+        AgelibError: If a shard here is damaged.
+    """
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    damaged = damaged_shards(faces)
+    if damaged:
+        raise AgelibError(
+            f"{faces} has damaged shards ({', '.join(damaged)}): delete their files and run the "
+            "clean step again, it rebuilds them alone."
+        )
+    copied = drive.push(faces, remote)
+    drive.remove(remote, cleaning.PARTS)
+    return copied
+
+
+def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
+    """Makes sure that the shards of every data set are here.
+
+    Returns:
+        Data set -> manifest.
+    """
+    for name in config.sources:
+        remote = config.drive / "faces" / name
+        if drive.holds(remote):
+            drive.pull(remote, config.faces / name)
+    return {name: read_manifest(config.faces / name) for name in config.sources}
+
+
+def train(
+    config: Config, on_epoch: Callable[[pd.DataFrame], None] = lambda history: None
+) -> pd.DataFrame:
+    """Trains the run's model, or goes on with it, on the shards from Drive.
+
+    Returns:
+        The history, one row an epoch.
+    """
+    pull_faces(config)
+    _pull_run(config)
+    history = training.train(config, _run_on_drive(config), on_epoch)
+    plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
+    drive.push(config.run_folder, _run_on_drive(config))
+    return history
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Evaluates the run's model, unless that has been done for this very model.
+
+    Returns:
+        The report, as `evaluation.json` holds it.
+    """
+    pull_faces(config)
+    _pull_run(config)
+    model, _ = load_model(config.run_folder / "model.keras")
+    report = evaluate_run(config, model)
+    plots.confusion(report).savefig(_figure(config, "confusion"))
+    drive.push(config.run_folder, _run_on_drive(config))
+    return report
+
+
+def pull_model(config: Config) -> Path:
+    """Makes sure that the run's model is here.
+
+    Returns:
+        Its path.
+
+    Raises:
+        AgelibError: If it has not been trained yet.
+    """
+    _pull_run(config)
+    path = config.run_folder / "model.keras"
+    if not path.exists():
+        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+    return path
+
+
+def read_report(config: Config) -> dict[str, Any] | None:
+    """Returns the run's evaluation, or None if there is none yet."""
+    path = config.run_folder / "evaluation.json"
+    return read_json(path) if path.exists() else None
+
+
+def _pull_run(config: Config) -> None:
+    """Fetches the run from Drive if it is not here; what is here is newer."""
+    if not config.run_folder.exists() and drive.holds(_run_on_drive(config)):
+        drive.pull(_run_on_drive(config), config.run_folder)
+
+
+def _run_on_drive(config: Config) -> Path:
+    return config.drive / "runs" / config.run
+
+
+def _archive_on_drive(name: str, config: Config) -> Path:
+    return config.drive / "archives" / downloading.ARCHIVES[name].file
+
+
+def _figure(config: Config, name: str) -> Path:
+    folder = config.run_folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.png"

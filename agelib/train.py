@@ -1,0 +1,190 @@
+"""Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agelib import AgelibError, __version__, drive
+from agelib.backend import keras, tf
+from agelib.callbacks import Checkpoint, Progress, Reseed, checkpoint_path
+from agelib.config import Config
+from agelib.files import read_json, write_json
+from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
+from agelib.model import build_model, load_model, save_model
+from agelib.pipeline import ordered_batches, train_batches
+from agelib.shards import FaceSet, read_manifest
+
+_WARM_UP_SHARE = 0.1
+_WEIGHT_DECAY = 1e-3
+
+
+def train(
+    config: Config, remote: Path | None = None, on_epoch: Callable[[pd.DataFrame], None] = print
+) -> pd.DataFrame:
+    """Trains a model, or goes on where a run that was cut off stopped.
+
+    Args:
+        config: All settings; the run's folder is `config.run_folder`.
+        remote: The run's folder on Drive; each finished epoch is pushed there.
+        on_epoch: Called after each epoch with the history so far.
+
+    Returns:
+        The history: one row an epoch, losses and metrics of train and `val_`.
+
+    Raises:
+        AgelibError: If there is nothing to learn from, the run was begun with other settings, or
+            the loss is no longer a number.
+    """
+    folder = config.run_folder
+    _check_settings(config)
+    done = folder / "model.keras"
+    if done.exists():
+        return read_history(folder)
+    faces = {split: _open_faces(config, split) for split in ("train", "val")}
+    batch_size = min(config.batch_size, len(faces["train"]))
+    steps = len(faces["train"]) // batch_size
+    model, history = _begin(config, steps)
+    first_epoch = len(history)
+    note = _note(config, faces)
+    stream = train_batches(faces["train"], batch_size, config.image_size, config.seed, first_epoch)
+    model.fit(
+        stream,
+        epochs=config.epochs,
+        initial_epoch=first_epoch,
+        steps_per_epoch=steps,
+        validation_data=ordered_batches(faces["val"], batch_size, config.image_size),
+        shuffle=False,  # the stream is shuffled already
+        verbose=0,
+        callbacks=[
+            Reseed(config.seed),
+            keras.callbacks.TerminateOnNaN(),
+            Progress(config.epochs, steps),
+            Checkpoint(folder, history, note, remote, on_epoch),
+        ],
+    )
+    if len(history) < config.epochs:
+        raise AgelibError(
+            f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
+            "smaller --learning-rate and another --run name."
+        )
+    # Without optimizer and losses, the file needs nothing of ours to load.
+    save_model(keras.Model(model.input, model.output, name="agelib"), done, note)
+    if remote:
+        drive.push(folder, remote)
+    return read_history(folder)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """Returns a run's history, one row an epoch."""
+    path = Path(folder) / "history.csv"
+    if not path.exists():
+        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+    return pd.read_csv(path)
+
+
+def compile_model(model: keras.Model, config: Config, steps: int) -> None:
+    """Sets the losses and an optimizer whose rate warms up, then falls to 0 along a cosine.
+
+    The age is learned twice: as a distribution over the years, which knows that 38 is nearly 39,
+    and by the probability of the right branch, which is what the results table counts.
+
+    Args:
+        model: From `build_model`.
+        config: Gives the peak rate and the number of epochs.
+        steps: Training steps in an epoch.
+    """
+    total = steps * config.epochs
+    warm_up = max(1, round(_WARM_UP_SHARE * total))
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total - warm_up), warmup_target=config.learning_rate, warmup_steps=warm_up
+    )
+    model.compile(
+        keras.optimizers.AdamW(rate, weight_decay=_WEIGHT_DECAY),
+        loss={
+            "age": "categorical_crossentropy",
+            "age_branch": "sparse_categorical_crossentropy",
+            "gender": "sparse_categorical_crossentropy",
+        },
+        metrics={"age": [YearsOff()], "age_branch": ["accuracy"], "gender": ["accuracy"]},
+    )
+    # Otherwise the first step makes the optimizer's variables, and its graph is traced twice.
+    model.optimizer.build(model.trainable_variables)
+
+
+@keras.saving.register_keras_serializable("agelib")
+class YearsOff(keras.metrics.MeanMetricWrapper):
+    """Mean absolute difference, in years, between the means of two age distributions."""
+
+    def __init__(self, name: str = "mae", dtype: str | None = None):
+        super().__init__(_years_off, name=name, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what Keras needs to make the metric again."""
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+    years = tf.range(MIN_AGE, MAX_AGE + 1, dtype=tf.float32)
+    difference = tf.cast(true, tf.float32) - tf.cast(predicted, tf.float32)
+    return tf.abs(tf.reduce_sum(difference * years, axis=-1))
+
+
+def _check_settings(config: Config) -> None:
+    """Notes a new run's settings, or makes sure that an old run goes on with its own."""
+    path = config.run_folder / "config.json"
+    asked = config.to_dict()
+    if not path.exists():
+        write_json(path, asked)
+        return
+    noted = read_json(path)
+    for name, value in asked.items():
+        if noted.get(name) != value:
+            raise AgelibError(
+                f"Run {config.run} in {path.parent} has {name} {noted.get(name)}, but {value} is "
+                "asked for: choose another name with --run, or delete the folder."
+            )
+
+
+def _open_faces(config: Config, split: str) -> FaceSet:
+    """Opens a split and makes sure that there is something to tell apart."""
+    faces = FaceSet([config.faces / name for name in config.train_sources], split)
+    counts = {
+        "gender": dict(zip(GENDERS, np.bincount(faces.gender, minlength=2), strict=True)),
+        "age branch": dict(
+            zip(BRANCH_NAMES, np.bincount(faces.age_branch, minlength=5), strict=True)
+        ),
+    }
+    for label, count in counts.items():
+        present = [name for name, n in count.items() if n]
+        if split == "train" and len(present) < 2:
+            raise AgelibError(
+                f"All {len(faces)} training faces are of {label} {present[0]}: there is nothing to "
+                "tell apart; use more data."
+            )
+    return faces
+
+
+def _begin(config: Config, steps: int) -> tuple[keras.Model, list[dict]]:
+    """Returns the model to train and the epochs behind it: those of the checkpoint, or none."""
+    keras.utils.set_random_seed(config.seed)
+    checkpoint = checkpoint_path(config.run_folder)
+    if checkpoint.exists():
+        model, note = load_model(checkpoint)
+        return model, note["history"]
+    model = build_model(config.backbone, config.image_size, config.weights)
+    compile_model(model, config, steps)
+    return model, []
+
+
+def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
+    """Returns what a model file says about itself."""
+    manifests = [read_manifest(config.faces / name) for name in config.train_sources]
+    return {
+        "agelib": __version__,
+        "crop": manifests[0]["crop"],
+        "config": config.to_dict(),
+        "faces": {split: len(found) for split, found in faces.items()},
+    }
