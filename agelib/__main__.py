@@ -66,14 +66,14 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
     elif name == "data":
         command.add_argument(flag, type=Path, help=text)
     else:
-        default = PROFILES["wiki"].get(name, field.default)
-        kind = type(default) if isinstance(default, int | float) else str
-        command.add_argument(flag, type=int if name == "image_size" else kind, help=text)
+        kinds = {"image_size": int, "learning_rate": float}
+        known = type(field.default) if isinstance(field.default, int | float) else str
+        command.add_argument(flag, type=kinds.get(name, known), help=text)
 
 
 def _download(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.download import ARCHIVES
+    from agelib.archives import ARCHIVES
 
     for name in config.sources:
         print(f"{name}: {steps.download(name, config)} ({ARCHIVES[name].licence})")

@@ -19,17 +19,10 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from agelib import AgelibError, shards
+from agelib.archives import ARCHIVES
 from agelib.config import Config
-from agelib.download import ARCHIVES
-from agelib.faces import (
-    BATCH,
-    PORTRAIT_CANVAS,
-    FaceDetector,
-    Rejected,
-    choose_face,
-    crop_face,
-    read_image,
-)
+from agelib.detector import BATCH, PORTRAIT_CANVAS, FaceDetector
+from agelib.faces import Rejected, choose_face, crop_face, read_image
 from agelib.files import need_space, read_json, write_json
 from agelib.labels import (
     count_reasons,

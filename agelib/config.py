@@ -47,12 +47,16 @@ class Config:
     val_fraction: float = _setting(0.15, "share of the train persons kept for validation")
     epochs: int = _setting(12, "passes over the train faces")
     batch_size: int = _setting(32, "faces per training step")
-    learning_rate: float = _setting(2e-3, "peak learning rate")
+    learning_rate: float | None = _setting(
+        None, "peak learning rate; default: 3e-3 from scratch, 1e-3 from weights"
+    )
     seed: int = _setting(0, "seed of initial weights, shuffling and augmentation")
     run: str = _setting("sample", "name of the run; its folder is runs/<name>")
     workers: int = _setting(1, "processes that clean images side by side")
     data: Path = field(
-        default_factory=_default_data, metadata={"help": "folder for all data; default: data/"}
+        default_factory=_default_data,
+        repr=False,
+        metadata={"help": "folder for all data; default: data/"},
     )
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Config:
         object.__setattr__(self, "train_sources", tuple(self.train_sources))
         object.__setattr__(self, "image_size", self.image_size or self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
+        rate = self.learning_rate or (1e-3 if self.weights else 3e-3)
+        object.__setattr__(self, "learning_rate", rate)
         sources = (*self.train_sources, self.test_source)
         checks = [
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
@@ -78,7 +84,11 @@ class Config:
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
             (self.workers >= 1, "workers", "1 or more"),
-            (Path(self.run).name == self.run != "", "run", "a plain name without slashes"),
+            (
+                Path(self.run).name == self.run not in ("", ".."),
+                "run",
+                "a plain name without slashes",
+            ),
         ]
         for fits, name, wanted in checks:
             if not fits:
@@ -130,7 +140,7 @@ class Config:
         if on_colab():
             home = Path("/content/drive/MyDrive/age_gender")
         elif os.environ.get("AGELIB_DRIVE"):
-            home = Path(os.environ["AGELIB_DRIVE"]) / "age_gender"
+            home = Path(os.environ["AGELIB_DRIVE"]).expanduser() / "age_gender"
         else:
             return self.folder / "drive"
         return home / "sample" if self.profile == "sample" else home
@@ -170,8 +180,6 @@ _PAPER: dict[str, Any] = {
     "weights": "imagenet",
     "crop_size": 160,
     "epochs": 35,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
     "workers": os.cpu_count() or 1,
 }
 

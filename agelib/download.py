@@ -1,75 +1,21 @@
-"""The archives: where they come from, fetched, verified and extracted."""
+"""The archives, fetched, verified and extracted."""
 
+import os
 import shutil
 import tarfile
 import tempfile
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
 
-import pooch
 import requests
 from tqdm import tqdm
 
 from agelib import AgelibError
+from agelib.archives import ARCHIVES, Archive
 from agelib.config import Config
-from agelib.files import atomic, need_space, read_json, sha256, write_json
+from agelib.files import atomic, hash_file, need_space, read_json, sha256, write_json
 
-_IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An archive as its authors publish it.
-
-    Attributes:
-        file: Its name, and its name in a mirror.
-        folder: The folder that it unpacks to.
-        url: Its official home.
-        home: The page to read, and to download from by hand.
-        md5: Its checksum where one is known.
-        size: Bytes, roughly.
-        licence: What the authors allow.
-    """
-
-    file: str
-    folder: str
-    url: str
-    home: str
-    md5: str | None
-    size: int
-    licence: str
-
-
-ARCHIVES = {
-    "wiki": Archive(
-        "wiki_crop.tar",
-        "wiki_crop",
-        f"{_IMDB_WIKI}/static/wiki_crop.tar",
-        _IMDB_WIKI,
-        "f536eb7f5eae229ae8f286184364b42b",
-        811_315_200,
-        "academic research only",
-    ),
-    "imdb": Archive(
-        "imdb_crop.tar",
-        "imdb_crop",
-        f"{_IMDB_WIKI}/static/imdb_crop.tar",
-        _IMDB_WIKI,
-        "44b7548f288c14397cb7a7bab35ebe14",
-        7_012_157_440,
-        "academic research only",
-    ),
-    "utkface": Archive(
-        "UTKFace.tar.gz",
-        "UTKFace",
-        "https://drive.google.com/uc?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
-        "&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
-        "https://susanqq.github.io/UTKFace",
-        None,
-        106_634_631,
-        "non-commercial research only",
-    ),
-}
+_TRIES = 5
 
 
 def fetch(name: str, config: Config) -> Path:
@@ -145,13 +91,33 @@ def _unpack(source: Path, folder: Path) -> None:
     try:
         with tarfile.open(source) as tar:
             for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
-                tar.extract(member, folder, filter="data")
+                tar.extract(member, folder, filter=_only_files)
+            _check_end(tar)
     except tarfile.FilterError as error:
         raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        reason = str(error).split("\n")[0].rstrip(":")
         raise AgelibError(
-            f"{source} is damaged ({error}): delete it and run the download step again."
+            f"{source} is damaged ({reason}): delete it and run the download step again."
         ) from error
+
+
+def _only_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Refuses what no data set holds, where the "data" filter would defuse it."""
+    if member.name.startswith("/"):
+        raise tarfile.AbsolutePathError(member)
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Makes sure that the archive goes to its end: `tarfile` takes a damaged header for one."""
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends too early")
+    while tar.fileobj.read(2**20):  # gzip checks its checksum at the end
+        pass
 
 
 def _fetch_official(archive: Archive, target: Path) -> None:
@@ -191,14 +157,62 @@ def _fetch_mirror(archive: Archive, target: Path, mirror: str) -> None:
             raise OSError(f"{source} does not have the SHA-256 that {sums_file} names")
 
 
-def _retrieve(url: str, target: Path, known_hash: str | None) -> None:
-    pooch.retrieve(
-        url,
-        known_hash,
-        target.name,
-        target.parent,
-        downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),
-    )
+def _retrieve(url: str, target: Path, checksum: str | None) -> None:
+    """Downloads a file, going on where an earlier try was cut off if the server allows.
+
+    Args:
+        url: What to fetch.
+        target: Where to; what has arrived so far lies beside it as `.part`.
+        checksum: "md5:..." or "sha256:...", or None.
+
+    Raises:
+        OSError: If the file does not arrive whole (what has arrived is kept for the next try), or
+            is not the right one (it is removed).
+    """
+    partial = target.with_name(f"{target.name}.part")
+    for attempt in range(_TRIES):
+        try:
+            _append_rest(url, partial)
+            break
+        except requests.HTTPError:
+            raise  # the server has answered; asking again changes nothing
+        except requests.RequestException:
+            if attempt == _TRIES - 1:
+                raise
+    algorithm, _, expected = (checksum or "").partition(":")
+    if checksum and hash_file(partial, algorithm) != expected:
+        partial.unlink()
+        raise OSError(f"what arrived does not have the {algorithm.upper()} {expected}")
+    os.replace(partial, target)
+
+
+def _append_rest(url: str, partial: Path) -> None:
+    """Fetches what is missing of a file."""
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=60) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable and start:
+            return  # it was whole already
+        response.raise_for_status()
+        goes_on = response.status_code == requests.codes.partial_content
+        rest = int(response.headers.get("Content-Length", 0))
+        need_space(partial.parent, rest)
+        with (
+            open(partial, "ab" if goes_on else "wb") as file,
+            tqdm(
+                total=rest + start * goes_on,
+                initial=start * goes_on,
+                desc=f"download {url.rsplit('/', 1)[-1]}",
+                unit="B",
+                unit_scale=True,
+            ) as bar,
+        ):
+            for block in response.iter_content(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+            # requests takes a connection that closes early for the end of the file.
+            if rest and bar.n < rest + start * goes_on:
+                raise requests.ConnectionError(f"{url} stopped after {bar.n:,} bytes")
 
 
 def _parse_sums(text: str) -> dict[str, str]:

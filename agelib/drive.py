@@ -68,19 +68,22 @@ def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[
     """
     if not local.exists():
         raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
-    root, target = (local, remote) if local.is_dir() else (local.parent, remote.parent)
-    files = only or ([local] if local.is_file() else _visible_files(local))
-    names = [path.relative_to(root).as_posix() for path in files]
+    if local.is_dir():
+        target = remote
+        paths = _visible_files(local) if only is None else only
+        files = {path.relative_to(local).as_posix(): path for path in paths}
+    else:
+        target, files = remote.parent, {remote.name: local}
     sums = _read_sums(target)
-    digests = {name: sha256(path) for name, path in zip(names, files, strict=True)}
+    digests = {name: sha256(path) for name, path in files.items()}
     stale = [
         name
-        for name, path in zip(names, files, strict=True)
+        for name, path in files.items()
         if sums.get(name) != digests[name] or not _same_size(path, target / name)
     ]
-    need_space(target, sum((root / name).stat().st_size for name in stale))
+    need_space(target, sum(files[name].stat().st_size for name in stale))
     for name in tqdm(stale, desc=f"push {local.name}", unit=" files", disable=len(stale) < 10):
-        _copy(root / name, target / name, digests[name])
+        _copy(files[name], target / name, digests[name])
         sums[name] = digests[name]
         _write_sums(target, sums)
     return stale
@@ -99,24 +102,21 @@ def pull(remote: Path, local: Path) -> list[str]:
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
-    source, target, sums = remote, local, _read_sums(remote)
+    sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
     if not sums and remote.name in _read_sums(remote.parent):
-        source, target = remote.parent, local.parent
-        sums = {remote.name: _read_sums(source)[remote.name]}
+        sums = {(remote, local): _read_sums(remote.parent)[remote.name]}
     if not sums:
         raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
-    missing = [name for name in sums if not (source / name).exists()]
-    if missing:
-        raise AgelibError(f"{source / missing[0]} is missing on Drive: push it again.")
+    for source, _ in sums:
+        if not source.exists():
+            raise AgelibError(f"{source} is missing on Drive: push it again.")
     stale = [
-        name
-        for name, digest in sums.items()
-        if not _same_size(source / name, target / name) or sha256(target / name) != digest
+        pair for pair, digest in sums.items() if not pair[1].exists() or sha256(pair[1]) != digest
     ]
-    need_space(target, sum((source / name).stat().st_size for name in stale))
-    for name in tqdm(stale, desc=f"pull {remote.name}", unit=" files", disable=len(stale) < 10):
-        _copy(source / name, target / name, sums[name])
-    return stale
+    need_space(local.parent, sum(source.stat().st_size for source, _ in stale))
+    for pair in tqdm(stale, desc=f"pull {remote.name}", unit=" files", disable=len(stale) < 10):
+        _copy(*pair, sums[pair])
+    return [t.relative_to(local).as_posix() if t != local else local.name for _, t in stale]
 
 
 def remove(remote: Path, folder: str) -> None:
@@ -136,7 +136,10 @@ def _copy(source: Path, target: Path, digest: str) -> None:
         with atomic(target) as partial:
             shutil.copyfile(source, partial)
             if sha256(partial) != digest:
-                raise OSError("the copy differs from what was pushed")
+                raise OSError(
+                    "the copy differs from what was pushed; if it does so again, "
+                    "delete it there and push it again"
+                )
     except OSError as error:
         raise AgelibError(
             f"{source} could not be copied to {target} ({error}): what was copied before is safe; "
@@ -160,10 +163,17 @@ def _same_size(one: Path, other: Path) -> bool:
 def _read_sums(folder: Path) -> dict[str, str]:
     """Returns file name -> SHA-256 of what a folder on Drive holds."""
     path = folder / _SUMS
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError as error:
+        raise AgelibError(
+            f"{path} is damaged ({error}): delete it and push the files again."
+        ) from error
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     with atomic(folder / _SUMS) as partial:
-        partial.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+        partial.write_text(
+            "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8"
+        )

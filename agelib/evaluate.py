@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import Config
-from agelib.files import sha256, write_json
+from agelib.files import read_json, sha256, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, read_utkface
-from agelib.shards import FaceSet, read_manifest
+from agelib.shards import MANIFEST, FaceSet, read_manifest
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -97,19 +97,33 @@ def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dic
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
 
-def evaluate_run(config: Config, model: "keras.Model") -> dict[str, Any]:
+def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces, and writes `evaluation.json`.
+
+    Done already for this model and these faces, it is not done again.
 
     Args:
         config: Says which run, and where its faces are.
-        model: The run's model.
 
     Returns:
-        The metrics of the test faces, with `no_face` (images without a usable face), `dataset`,
-        `model` and `crop`; those of the other splits under `splits`.
+        The metrics of the test faces, with `no_face` (images in which MTCNN found none),
+        `rejected` (images left out, by reason), `dataset`, `model` and `crop`; those of the
+        other splits under `splits`.
+
+    Raises:
+        AgelibError: If there is no model or no faces.
     """
+    # Imported here: it loads TensorFlow, which the metrics do without.
+    from agelib.model import load_model
+
     train_folders = [config.faces / name for name in config.train_sources]
     test_folder = config.faces / config.test_source
+    model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
+    manifests = {folder.name: sha256(folder / MANIFEST) for folder in (*train_folders, test_folder)}
+    done = read_json(path) if path.exists() and model_path.exists() else {}
+    if done.get("manifests") == manifests and done["model"]["sha256"] == sha256(model_path):
+        return done
+    model, _ = load_model(model_path)
     splits = {}
     for split, folders in [
         ("train", train_folders),
@@ -118,9 +132,9 @@ def evaluate_run(config: Config, model: "keras.Model") -> dict[str, Any]:
     ]:
         faces = FaceSet(folders, split)
         splits[split] = metrics(faces, estimate(model, faces))
-    model_path = config.run_folder / "model.keras"
-    report = _report(splits["test"], read_manifest(test_folder), model_path) | {"splits": splits}
-    write_json(config.run_folder / "evaluation.json", report)
+    report = _report(splits["test"], read_manifest(test_folder), model_path)
+    report |= {"splits": splits, "manifests": manifests}
+    write_json(path, report)
     return report
 
 
@@ -143,8 +157,7 @@ def evaluate_folder(
     Raises:
         AgelibError: If no image has a valid name and a face.
     """
-    # Imported here: it loads TensorFlow, which the metrics do without.
-    from agelib.clean import clean_table
+    from agelib.clean import clean_table  # here for the same reason
 
     table = read_utkface(images).assign(split="test")
     if not (table["reject"] == "").any():

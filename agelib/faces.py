@@ -1,13 +1,11 @@
-"""Faces: read an image, find its faces with MTCNN, choose the one it is about, and crop it.
+"""Faces: read an image, choose the face that it is about, and crop it.
 
 Images are RGB, uint8, of shape (height, width, 3), everywhere.
 """
 
 import io
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from agelib import AgelibError
-from agelib.backend import tf
 
 MAX_PIXELS = 100_000_000
-MIN_CONFIDENCE = 0.8  # below it, the last of MTCNN's three networks drops a box anyway
 MIN_FACE = 20  # pixels of the original image; less holds no age
-BATCH = 64
-PORTRAIT_CANVAS = 96
 _RIVAL_AREA = 0.5
 _RIVAL_DISTANCE = 0.15
 
@@ -89,94 +83,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-class FaceDetector:
-    """MTCNN on batches of equal-sized canvases.
-
-    MTCNN's time goes with the number of pixels, and its Python with the number of calls. A crop
-    made for a face needs few pixels, so every image is scaled to fit a small square canvas, and
-    many canvases go through together. An image without a face gets a second try on a canvas twice
-    as large.
-    """
-
-    def __init__(self):
-        # Imported here: it loads TensorFlow, which `backend` has done quietly by now.
-        from mtcnn import MTCNN
-
-        device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
-        with _no_complaints_from_lz4():
-            self._mtcnn = MTCNN(device=device)
-
-    def detect(
-        self, images: Sequence[np.ndarray], canvas_size: int = PORTRAIT_CANVAS
-    ) -> list[list[Face]]:
-        """Finds the faces in each image.
-
-        Args:
-            images: RGB uint8 arrays of any sizes.
-            canvas_size: Pixels per side of the canvas; a face needs about 20 of them. The default
-                finds the face of a portrait, a photo of many people wants more.
-
-        Returns:
-            For each image its faces in its own pixels, most confident first.
-        """
-        faces = self._detect_at(canvas_size, images)
-        again = [i for i, found in enumerate(faces) if not found]
-        second = self._detect_at(2 * canvas_size, [images[i] for i in again])
-        for i, found in zip(again, second, strict=True):
-            faces[i] = found
-        return faces
-
-    def _detect_at(self, canvas_size: int, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        faces: list[list[Face]] = []
-        for start in range(0, len(images), BATCH):
-            placed = [_place(image, canvas_size) for image in images[start : start + BATCH]]
-            boxes = self._boxes([canvas for canvas, _ in placed])
-            for found, (_, scale) in zip(boxes, placed, strict=True):
-                faces.append([_to_face(row, scale) for row in found])
-        return faces
-
-    def _boxes(self, canvases: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns MTCNN's rows for each canvas, most confident first."""
-        rows = self._mtcnn.detect_faces(
-            canvases, box_format="xyxy", output_type="numpy", fit_to_image=False
-        )
-        # On an error of its own, MTCNN says that no image of the batch has a face.
-        if not len(rows) and len(canvases) > 1:
-            return [self._boxes([canvas])[0] for canvas in canvases]
-        rows = rows[np.argsort(-rows[:, 5], kind="stable")]
-        rows = rows[rows[:, 5] >= MIN_CONFIDENCE]
-        return [rows[rows[:, 0] == i] for i in range(len(canvases))]
-
-
-def _place(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, float]:
-    """Scales an image into the corner of a black square canvas."""
-    height, width = image.shape[:2]
-    scale = canvas_size / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = np.zeros((canvas_size, canvas_size, 3), np.uint8)
-    canvas[: size[1], : size[0]] = _resize(image, size)
-    return canvas, scale
-
-
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scales an image to (width, height): averages when shrinking, interpolates when growing."""
     shrinks = size[0] < image.shape[1]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def _to_face(row: np.ndarray, scale: float) -> Face:
-    """Turns a row of MTCNN (image, box, confidence, five x, five y) into a face."""
-    box = tuple(float(value) for value in row[1:5] / scale)
-    return Face(box, float(row[5]), row[6:16].reshape(2, 5).T / scale)
-
-
-@contextmanager
-def _no_complaints_from_lz4() -> Iterator[None]:
-    """Hides "Exception ignored in BufferedReader": lz4 closes the weights' files twice."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
@@ -230,4 +140,4 @@ def crop_face(image: np.ndarray, face: Face, crop_size: int, margin: float) -> n
     height, width = image.shape[:2]
     rows = np.clip(np.arange(y0, y0 + side), 0, height - 1)
     columns = np.clip(np.arange(x0, x0 + side), 0, width - 1)
-    return _resize(image[rows[:, None], columns], (crop_size, crop_size))
+    return resize(image[rows[:, None], columns], (crop_size, crop_size))

@@ -47,10 +47,15 @@ def read_json(path: Path) -> Any:
         raise AgelibError(f"{path} is damaged ({error}): delete it and run this again.") from error
 
 
+def hash_file(path: Path, algorithm: str) -> str:
+    """Returns a file's checksum in hexadecimal, for example its "md5"."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path, "sha256")
 
 
 def need_space(folder: Path, size: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.io
+from scipy.io.matlab import MatReadError
 
 from agelib import AgelibError
 
@@ -28,6 +29,7 @@ MIN_FACE_SCORE = 1.0
 _UTKFACE_NAME = re.compile(
     r"(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?", re.IGNORECASE
 )
+_COLUMNS = ("full_path", "photo_taken", "dob", "gender", "face_score", "second_face_score")
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
 
@@ -101,8 +103,8 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
         raise AgelibError(f"{path} is missing: download and extract the {name} archive first.")
     try:
         record = scipy.io.loadmat(path, squeeze_me=True)[name]
-        columns = {key: np.atleast_1d(record[key].item()) for key in record.dtype.names}
-    except (ValueError, KeyError, OSError, TypeError) as error:
+        columns = {key: np.atleast_1d(record[key].item()) for key in _COLUMNS}
+    except (ValueError, LookupError, OSError, TypeError, MatReadError) as error:
         raise AgelibError(
             f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
         ) from error

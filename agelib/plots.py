@@ -80,9 +80,10 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
             va="bottom",
             transform=axis.get_xaxis_transform(),
         )
+    axis.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
     axis.set_xlabel("age")
     axis.set_ylabel("faces")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _tidy(axis)
     return figure
 
@@ -135,6 +136,26 @@ def confusion(report: dict[str, Any]) -> Figure:
         axis.set_xlabel("estimated")
         axis.set_ylabel("true")
         axis.set_title(f"{title}: {report[f'{head}_accuracy']:.1%} right")
+    return figure
+
+
+def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
+    """Shows how probable each year is for each face, over the age branches."""
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axis = figure.subplots()
+    years = np.arange(MIN_AGE, MAX_AGE + 1)
+    for i, estimate in enumerate(estimates):
+        label = f"face {i + 1}: {estimate.age:.0f} years"
+        line = axis.plot(years, estimate.ages, label=label)[0]
+        axis.axvline(estimate.age, color=line.get_color(), linewidth=0.8, linestyle=":")
+    for low, high in AGE_BRANCHES[::2]:
+        axis.axvspan(low - 0.5, high + 0.5, color="0.95", zorder=0)
+    axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
+    axis.set_ylim(0)
+    axis.set_xlabel("age")
+    axis.set_ylabel("probability")
+    axis.legend(frameon=False)
+    _tidy(axis)
     return figure
 
 

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from agelib import AgelibError
+from agelib.detector import PORTRAIT_CANVAS, FaceDetector
 from agelib.evaluate import mean_age
-from agelib.faces import PORTRAIT_CANVAS, Face, FaceDetector, crop_face, read_image
+from agelib.faces import Face, crop_face, read_image
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import load_model
 

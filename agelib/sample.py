@@ -201,7 +201,9 @@ def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
             yield paths[-1], row.image
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"wiki": _wiki_mat(rows, paths, births)})
-    yield "wiki.mat", buffer.getvalue()
+    # The first 116 bytes of the file are a comment, in which scipy notes the time.
+    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
+    yield "wiki.mat", comment + buffer.getvalue()[116:]
 
 
 def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dict:

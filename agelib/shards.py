@@ -144,11 +144,11 @@ class FaceSet:
                     shard_ids.append(np.full(len(index), len(self._images)))
                     indices.append(index)
                     self._images.append(_load(folder / f"{name}.images.npy"))
+        places = ", ".join(str(folder) for folder in folders)
         if not sum(map(len, indices)):
-            places = ", ".join(str(folder) for folder in folders)
             raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
         if len(sizes) > 1:
-            raise AgelibError(f"{folders} hold crops of sizes {sorted(sizes)}: clean them alike.")
+            raise AgelibError(f"{places} hold crops of sizes {sorted(sizes)}: clean them alike.")
         self.crop_size = sizes.pop()
         self.index = np.concatenate(indices)
         self._shard = np.concatenate(shard_ids)
@@ -195,7 +195,7 @@ class FaceSet:
 def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise AgelibError(
             f"{path} is missing or damaged ({error}): run the clean step again, it rebuilds the "
             "shard alone."

@@ -14,10 +14,9 @@ from agelib import AgelibError, drive, plots, sample
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
+from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.evaluate import evaluate_run
-from agelib.files import read_json
-from agelib.model import load_model
 from agelib.shards import damaged_shards, read_manifest
 
 
@@ -48,7 +47,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     if not faces.exists() and drive.holds(remote):
         drive.pull(remote, faces)
     archive = _archive_on_drive(name, config)
-    if not (config.raw / downloading.ARCHIVES[name].folder).exists() and drive.holds(archive):
+    if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
         drive.pull(archive, config.raw / archive.name)
     downloading.extract(name, config)
     manifest = cleaning.clean(
@@ -109,15 +108,14 @@ def train(
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Evaluates the run's model, unless that has been done for this very model.
+    """Evaluates the run's model.
 
     Returns:
         The report, as `evaluation.json` holds it.
     """
     pull_faces(config)
     _pull_run(config)
-    model, _ = load_model(config.run_folder / "model.keras")
-    report = evaluate_run(config, model)
+    report = evaluate_run(config)
     plots.confusion(report).savefig(_figure(config, "confusion"))
     drive.push(config.run_folder, _run_on_drive(config))
     return report
@@ -139,12 +137,6 @@ def pull_model(config: Config) -> Path:
     return path
 
 
-def read_report(config: Config) -> dict[str, Any] | None:
-    """Returns the run's evaluation, or None if there is none yet."""
-    path = config.run_folder / "evaluation.json"
-    return read_json(path) if path.exists() else None
-
-
 def _pull_run(config: Config) -> None:
     """Fetches the run from Drive if it is not here; what is here is newer."""
     if not config.run_folder.exists() and drive.holds(_run_on_drive(config)):
@@ -156,7 +148,7 @@ def _run_on_drive(config: Config) -> Path:
 
 
 def _archive_on_drive(name: str, config: Config) -> Path:
-    return config.drive / "archives" / downloading.ARCHIVES[name].file
+    return config.drive / "archives" / ARCHIVES[name].file
 
 
 def _figure(config: Config, name: str) -> Path:

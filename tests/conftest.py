@@ -1,0 +1,117 @@
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agelib import download, sample
+from agelib.config import Config
+
+_DATA = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    # Not a fixture: the notebooks' kernels, which nbval starts, inherit the environment too.
+    for name in ("AGELIB_DRIVE", "COLAB_RELEASE_TAG"):
+        os.environ.pop(name, None)
+    if "AGELIB_DATA" not in os.environ:
+        config.stash[_DATA] = os.environ["AGELIB_DATA"] = tempfile.mkdtemp(prefix="agelib-")
+
+
+def pytest_unconfigure(config):
+    if _DATA in config.stash:
+        shutil.rmtree(config.stash[_DATA], ignore_errors=True)
+        os.environ.pop("AGELIB_DATA", None)
+
+
+@pytest.fixture(scope="session")
+def sample_config(tmp_path_factory):
+    """Settings of the sample, whose archives lie extracted in a folder of their own."""
+    config = Config.from_profile("sample", data=tmp_path_factory.mktemp("data"))
+    sample.make_archives(Path(config.mirror))
+    for name in config.sources:
+        download.fetch(name, config)
+        download.extract(name, config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def sample_faces(sample_config):
+    """Settings of the sample, whose faces are cropped as well."""
+    from agelib.clean import clean  # loads TensorFlow
+
+    for name in sample_config.sources:
+        clean(name, sample_config)
+    return sample_config
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def mirror():
+    """The folder with the real archives, for tests marked `real`."""
+    folder = os.environ.get("AGELIB_MIRROR", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("AGELIB_MIRROR names no folder with the real archives")
+    return Path(folder)
+
+
+@pytest.fixture
+def own_faces(sample_faces, tmp_path):
+    """Settings of the sample in a folder of the test's own, with the cleaned faces in it."""
+    shutil.copytree(sample_faces.faces, tmp_path / "sample" / "faces")
+    return dataclasses.replace(sample_faces, data=tmp_path)
+
+
+def build_tiny_model(backbone, image_size, weights=None, augment=True):
+    """Builds what `agelib.model.build_model` does, with all its outputs, small enough for a test.
+
+    Like the real one it has layers that are random in training, and others that keep statistics.
+    """
+    from agelib.backend import keras
+    from agelib.labels import AGE_BRANCHES
+
+    layers = keras.layers
+    inputs = keras.Input((image_size, image_size, 3), name="image")
+    x = layers.RandomFlip("horizontal")(inputs) if augment else inputs
+    x = layers.Rescaling(1 / 127.5, -1)(x)
+    x = layers.Conv2D(8, 5, 4, activation="relu", name="conv")(x)
+    x = layers.BatchNormalization(momentum=0.5)(x)
+    x = layers.Conv2D(16, 5, 4, activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dropout(0.3)(x)
+    age = layers.Dense(85, activation="softmax", name="age")(x)
+    gender = layers.Dense(2, activation="softmax", name="gender")(x)
+    sums = [
+        keras.ops.sum(age[:, low - 1 : high], axis=1, keepdims=True) for low, high in AGE_BRANCHES
+    ]
+    outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    return keras.Model(inputs, outputs, name="tiny")
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """Lets training learn with a tiny network, an epoch in a second; gives its function."""
+    monkeypatch.setattr("agelib.train.build_model", build_tiny_model)
+    return build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def trained(sample_faces, tmp_path_factory):
+    """Settings of the sample with a real, hardly trained model, and all of it on Drive as well."""
+    from agelib import steps
+
+    data = tmp_path_factory.mktemp("trained")
+    shutil.copytree(sample_faces.faces, data / "sample" / "faces")
+    config = dataclasses.replace(sample_faces, data=data, run="trained", epochs=2)
+    for name in config.sources:
+        steps.upload(name, config)
+    steps.train(config)
+    steps.evaluate(config)
+    return config

@@ -1,0 +1,245 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agelib import AgelibError
+from agelib.config import BACKBONES, PROFILES, Config
+
+COMMON = {"test_source": "utkface", "margin": 0.3, "val_fraction": 0.15}
+PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}
+DESIGN = {
+    "sample": COMMON
+    | {"backbone": "EfficientNetB0", "weights": None, "crop_size": 64, "image_size": 64}
+    | {"train_sources": ("wiki",), "run": "sample"},
+    "wiki": COMMON | PAPER | {"train_sources": ("wiki",), "run": "wiki"},
+    "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
+}
+
+
+@pytest.mark.parametrize("profile", DESIGN)
+def test_profiles_are_the_designs(profile):
+    config = Config.from_profile(profile)
+    assert {name: getattr(config, name) for name in DESIGN[profile]} == DESIGN[profile]
+    assert config.profile == profile
+
+
+def test_there_is_no_other_profile():
+    assert set(PROFILES) == set(DESIGN)
+
+
+def test_the_sample_is_the_default():
+    assert Config.from_profile() == Config() == Config.from_profile("sample")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone", "EfficientNetB7"),
+        ("crop_size", 96),
+        ("margin", 0.0),
+        ("val_fraction", 0.5),
+        ("epochs", 1),
+        ("run", "second"),
+        ("weights", "noisy-student"),
+        ("seed", 7),
+    ],
+)
+def test_an_override_changes_its_own_field(name, value):
+    profile = Config.from_profile("wiki").to_dict()
+    follows = {"image_size": value} if name == "crop_size" else {}
+    changed = Config.from_profile("wiki", **{name: value})
+    assert changed.to_dict() == profile | {name: value} | follows
+
+
+def test_none_keeps_the_profiles_value():
+    config = Config.from_profile("wiki", weights=None, crop_size=None, run=None)
+    assert config == Config.from_profile("wiki")
+
+
+def test_weights_can_be_switched_off_by_name():
+    assert Config.from_profile("wiki", weights="none").weights is None
+
+
+def test_image_size_follows_crop_size_unless_given():
+    assert Config.from_profile("wiki", crop_size=96).image_size == 96
+    assert Config.from_profile("wiki", crop_size=96, image_size=56).image_size == 56
+
+
+def test_every_backbone_is_accepted():
+    assert [Config(backbone=name).backbone for name in BACKBONES] == [
+        f"EfficientNetB{i}" for i in range(8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("profile", "paper"),
+        ("backbone", "EfficientNetB8"),
+        ("backbone", "efficientnetb0"),
+        ("crop_size", 15),
+        ("crop_size", 601),
+        ("image_size", 31),
+        ("image_size", 601),
+        ("image_size", -64),
+        ("margin", -0.1),
+        ("margin", 2.1),
+        ("margin", float("nan")),
+        ("val_fraction", 0.0),
+        ("val_fraction", 1.0),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("learning_rate", 0.0),
+        ("workers", 0),
+        ("run", ""),
+        ("run", "."),
+        ("run", ".."),
+        ("run", "a/b"),
+        ("run", "/a"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(name, value):
+    with pytest.raises(AgelibError, match=f"^{name} is .*, but must be "):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train_sources": ("wiki", "celeba")},
+        {"train_sources": ()},
+        {"train_sources": "wiki"},
+        {"test_source": "fairface"},
+    ],
+)
+def test_unknown_sources_are_refused(wrong):
+    with pytest.raises(AgelibError, match=r"source.* must be from .*'wiki', 'imdb', 'utkface'"):
+        Config(**wrong)
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(AgelibError, match=r"profile is 'paper', .* sample, wiki, imdb-wiki"):
+        Config.from_profile("paper")
+
+
+def test_an_unknown_setting_is_refused_by_name():
+    with pytest.raises(AgelibError, match="backbnoe"):
+        Config.from_profile("wiki", backbnoe="EfficientNetB0")
+
+
+def test_settings_cannot_change_under_way():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3
+
+
+def test_the_sample_never_mixes_with_real_data(tmp_path):
+    sample, wiki = (Config.from_profile(name, data=tmp_path) for name in ("sample", "wiki"))
+    for folder in ("raw", "faces", "run_folder", "drive"):
+        assert getattr(sample, folder).is_relative_to(tmp_path / "sample")
+        assert getattr(wiki, folder).is_relative_to(tmp_path)
+        assert not getattr(wiki, folder).is_relative_to(tmp_path / "sample")
+
+
+def test_each_run_has_its_own_folder(tmp_path):
+    config = Config.from_profile("wiki", data=tmp_path, run="b0")
+    assert config.run_folder == tmp_path / "runs" / "b0"
+
+
+def test_agelib_data_moves_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGELIB_DATA", str(tmp_path))
+    assert Config.from_profile("wiki").raw == tmp_path / "raw"
+
+
+def test_data_lies_beside_the_package_by_default(monkeypatch):
+    monkeypatch.delenv("AGELIB_DATA", raising=False)
+    assert Config().data == Path(__file__).parents[1] / "data"
+
+
+def test_a_tilde_in_the_data_folder_is_home():
+    assert Config(data="~/faces").data == Path.home() / "faces"
+
+
+def test_a_tilde_in_agelib_drive_is_home(monkeypatch):
+    # .env files and notebooks' %env do not expand it as a shell does.
+    monkeypatch.setenv("AGELIB_DRIVE", "~/gdrive")
+    assert Config.from_profile("wiki").drive == Path.home() / "gdrive" / "age_gender"
+
+
+def test_off_colab_a_plain_folder_stands_for_drive(tmp_path):
+    assert Config.from_profile("wiki", data=tmp_path).drive == tmp_path / "drive"
+
+
+def test_agelib_drive_names_the_drive_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "gdrive"))
+    assert Config.from_profile("wiki").drive == tmp_path / "gdrive" / "age_gender"
+    assert Config.from_profile("sample").drive == tmp_path / "gdrive" / "age_gender" / "sample"
+
+
+def test_on_colab_drive_is_google_drive(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-20260801")
+    monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path))
+    home = Path("/content/drive/MyDrive/age_gender")
+    assert Config.from_profile("wiki").drive == home
+    assert Config.from_profile("sample").drive == home / "sample"
+
+
+def test_the_sample_is_its_own_mirror(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGELIB_MIRROR", "https://example.org/mirror")
+    config = Config.from_profile("sample", data=tmp_path)
+    assert config.mirror == str(tmp_path / "sample" / "mirror")
+    assert Config.from_profile("wiki").mirror == "https://example.org/mirror"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_mirror_the_official_homes_count(monkeypatch, value):
+    monkeypatch.delenv("AGELIB_MIRROR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("AGELIB_MIRROR", value)
+    assert Config.from_profile("wiki").mirror is None
+
+
+def test_sources_are_all_data_sets_once():
+    assert Config.from_profile("imdb-wiki").sources == ("wiki", "imdb", "utkface")
+    assert Config(train_sources=("utkface",)).sources == ("utkface",)
+
+
+@pytest.mark.parametrize("profile", DESIGN)
+def test_to_dict_is_json_and_gives_the_same_settings_back(profile, tmp_path):
+    config = Config.from_profile(profile, data=tmp_path, workers=3)
+    settings = json.loads(json.dumps(config.to_dict()))
+    assert settings == config.to_dict()
+    assert dataclasses.replace(Config(**settings), data=tmp_path, workers=3) == config
+
+
+def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):
+    config = Config.from_profile("wiki", data=tmp_path, workers=3)
+    fields = {f.name for f in dataclasses.fields(Config)}
+    assert set(config.to_dict()) == fields - {"data", "workers"}
+    for text in (str(config), repr(config), config._repr_html_()):
+        assert str(tmp_path) not in text
+
+
+def test_every_setting_is_explained():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"], field.name
+
+
+def test_light_modules_load_no_tensorflow():
+    light = ["config", "files", "labels", "download", "sample", "shards", "drive", "evaluate"]
+    heavy = ["tensorflow", "keras", "mtcnn", "efficientnet"]
+    script = (
+        f"import sys, agelib.plots, {', '.join(f'agelib.{name}' for name in light)};"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert result.stdout.strip() == "[]"

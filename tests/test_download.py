@@ -1,0 +1,441 @@
+import functools
+import gzip
+import http.server
+import io
+import os
+import shutil
+import tarfile
+import threading
+from types import SimpleNamespace
+
+import gdown
+import pytest
+import requests
+
+from agelib import AgelibError, download, files
+from agelib.config import Config
+from agelib.download import ARCHIVES
+from agelib.files import sha256
+
+GOOD = {"UTKFace/1_0_0_1.jpg": b"one" * 400, "UTKFace/2_0_0_2.jpg": b"two" * 400}
+WIKI = {"wiki_crop/wiki.mat": b"mat" * 400, "wiki_crop/00/1_1981-05-05_2009.jpg": b"jpg" * 400}
+
+
+def write_tar(path, contents, *special):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        for entry in special:
+            tar.addfile(entry, io.BytesIO(b"evil"[: entry.size]))
+    content = buffer.getvalue()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def write_sums(folder, **changes):
+    sums = {path.name: sha256(path) for path in folder.glob("*.tar*")} | changes
+    (folder / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in sums))
+
+
+def special(name, kind=tarfile.REGTYPE, link=""):
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, link
+    entry.size = 4 if kind == tarfile.REGTYPE else 0
+    return entry
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def contents(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A mirror with two small archives."""
+    folder = tmp_path / "mirror"
+    write_tar(folder / "wiki_crop.tar", WIKI)
+    write_tar(folder / "UTKFace.tar.gz", GOOD)
+    write_sums(folder)
+    monkeypatch.setenv("AGELIB_MIRROR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.from_profile("wiki", data=tmp_path / "data")
+
+
+@pytest.fixture
+def url(home, monkeypatch):
+    """The same mirror as a web server on this machine."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=home)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AGELIB_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    yield os.environ["AGELIB_MIRROR"]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(params=["folder", "url"])
+def mirrors(request, home):
+    """Both kinds of mirror, one after the other."""
+    if request.param == "url":
+        request.getfixturevalue("url")
+    return home
+
+
+@pytest.fixture
+def no_mirror(monkeypatch):
+    monkeypatch.delenv("AGELIB_MIRROR", raising=False)
+    monkeypatch.setattr(download, "need_space", lambda *_: None)
+
+
+@pytest.fixture
+def offline(no_mirror, monkeypatch):
+    def refuse(*_, **__):
+        raise requests.ConnectionError("name not resolved")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr(gdown, "download", refuse)
+
+
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_an_archive_arrives_whole_from_a_mirror(name, mirrors, config):
+    path = download.fetch(name, config)
+    assert path == config.raw / ARCHIVES[name].file
+    assert path.read_bytes() == (mirrors / path.name).read_bytes()
+    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+
+
+def test_a_url_may_end_with_a_slash(url, config, monkeypatch):
+    monkeypatch.setenv("AGELIB_MIRROR", f"{url}/")
+    assert download.fetch("wiki", config).exists()
+
+
+def test_a_mirror_without_sums_is_taken_at_its_word(mirrors, config):
+    (mirrors / "SHA256SUMS").unlink()
+    path = download.fetch("wiki", config)
+    assert path.read_bytes() == (mirrors / path.name).read_bytes()
+
+
+def test_sums_may_mark_binary_files_with_a_star(mirrors, config):
+    digest = sha256(mirrors / "wiki_crop.tar")
+    (mirrors / "SHA256SUMS").write_text(f"\n{digest} *wiki_crop.tar\n")
+    assert download.fetch("wiki", config).exists()
+    (mirrors / "SHA256SUMS").write_text(f"{'0' * 64} *UTKFace.tar.gz\n")
+    with pytest.raises(AgelibError):
+        download.fetch("utkface", config)
+
+
+def test_an_archive_with_another_sum_leaves_nothing_behind(mirrors, config):
+    write_sums(mirrors, **{"wiki_crop.tar": "0" * 64})
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched.*AGELIB_MIRROR"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == []
+
+
+def test_an_archive_that_the_mirror_lacks_is_named(mirrors, config):
+    with pytest.raises(AgelibError, match=r"imdb_crop\.tar could not be fetched.*AGELIB_MIRROR"):
+        download.fetch("imdb", config)
+    assert listing(config.folder / "raw") == []
+
+
+def test_a_mirror_that_is_not_there_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGELIB_MIRROR", str(tmp_path / "nowhere"))
+    with pytest.raises(AgelibError, match=r"nowhere.*does not exist"):
+        download.fetch("wiki", config)
+
+
+def test_a_web_mirror_that_does_not_answer_is_named(config, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AGELIB_MIRROR", "http://127.0.0.1:9")
+    with pytest.raises(AgelibError, match=r"from http://127\.0\.0\.1:9 .*try again later"):
+        download.fetch("wiki", config)
+
+
+def test_a_second_fetch_asks_nobody(mirrors, config, monkeypatch):
+    path = download.fetch("wiki", config)
+    written = path.stat().st_mtime_ns
+    monkeypatch.setenv("AGELIB_MIRROR", "http://127.0.0.1:9")
+    assert download.fetch("wiki", config) == path
+    assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("sums", [True, False], ids=["sums", "no sums"])
+def test_an_archive_that_was_cut_off_since_is_fetched_again(mirrors, config, sums):
+    if not sums:
+        (mirrors / "SHA256SUMS").unlink()
+    path = download.fetch("wiki", config)
+    path.write_bytes(path.read_bytes()[:700])
+    download.fetch("wiki", config)
+    assert path.read_bytes() == (mirrors / path.name).read_bytes()
+
+
+def test_a_copy_that_is_cut_off_leaves_nothing_behind(home, config, monkeypatch):
+    def cut_off(source, target):
+        target.write_bytes(source.read_bytes()[:700])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(shutil, "copyfile", cut_off)
+    with pytest.raises(AgelibError, match="the disk is full"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == []
+
+
+def test_no_space_is_noticed_before_the_copy(home, config, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(AgelibError, match="are free: make room"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == []
+
+
+@pytest.mark.parametrize("name", ["wiki", "imdb", "utkface"])
+@pytest.mark.usefixtures("offline")
+def test_without_network_the_message_names_the_way_out(name, config):
+    archive = ARCHIVES[name]
+    with pytest.raises(AgelibError) as caught:
+        download.fetch(name, config)
+    for part in (archive.file, archive.home, "AGELIB_MIRROR", "name not resolved"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert listing(config.raw) == []
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_official_archives_are_checked_against_their_md5(config, monkeypatch):
+    asked = []
+
+    def arrive(url, partial):
+        asked.append(url)
+        write_tar(partial, WIKI)
+
+    monkeypatch.setattr(download, "_append_rest", arrive)
+    with pytest.raises(AgelibError, match="does not have the MD5 f536eb7f5eae229ae8f286184364b42b"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == []
+    archive = ARCHIVES["wiki"]
+    assert asked == [archive.url]
+    assert archive.url == (
+        "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static/wiki_crop.tar"
+    )
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_utkface_comes_from_google_drive_with_its_resource_key(config, monkeypatch):
+    asked = []
+
+    def fake(url, output, **_):
+        asked.append(url)
+        with tarfile.open(output, "w:gz") as tar:
+            tar.addfile(special("UTKFace/1_0_0_1.jpg"), io.BytesIO(b"good"))
+        return output
+
+    monkeypatch.setattr(gdown, "download", fake)
+    assert tarfile.is_tarfile(download.fetch("utkface", config))
+    assert "0BxYys69jI14kYVM3aVhKS1VhRUk" in asked[0]
+    assert "resourcekey=0-dabpv_3J0C0cditpiAfhAw" in asked[0]
+
+
+@pytest.mark.parametrize("page", [b"<html>Too many users have viewed this file</html>", None])
+@pytest.mark.usefixtures("no_mirror")
+def test_a_web_page_in_place_of_utkface_is_refused(config, monkeypatch, page):
+    def fake(_url, output, **_):
+        if page:
+            with open(output, "wb") as file:
+                file.write(page)
+
+    monkeypatch.setattr(gdown, "download", fake)
+    with pytest.raises(AgelibError, match=r"sent a web page.*AGELIB_MIRROR"):
+        download.fetch("utkface", config)
+    assert listing(config.raw) == []
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_no_space_is_noticed_before_an_official_download(config, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(download, "need_space", files.need_space)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(AgelibError, match=r"needs 7\.0 GB, but only 1\.0 GB are free"):
+        download.fetch("imdb", config)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("wiki", WIKI), ("utkface", GOOD)])
+def test_extracting_gives_the_archives_folder(name, expected, home, config):
+    download.fetch(name, config)
+    folder = download.extract(name, config)
+    assert folder == config.raw / ARCHIVES[name].folder
+    assert contents(folder) == expected
+
+
+def test_an_archive_put_there_by_hand_is_extracted(config):
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    assert contents(download.extract("utkface", config)) == GOOD
+
+
+def test_an_archive_is_extracted_again_only_when_it_changed(config):
+    path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    folder = download.extract("utkface", config)
+    (folder / "mine").touch()
+    assert "mine" in listing(download.extract("utkface", config))
+    write_tar(path, GOOD | {"UTKFace/3_0_0_3.jpg": b"three" * 999})
+    assert listing(download.extract("utkface", config)) == [
+        "1_0_0_1.jpg",
+        "2_0_0_2.jpg",
+        "3_0_0_3.jpg",
+    ]
+
+
+def test_a_folder_that_was_deleted_is_extracted_again(config):
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    shutil.rmtree(download.extract("utkface", config))
+    assert contents(download.extract("utkface", config)) == GOOD
+
+
+def test_a_folder_without_its_archive_will_do(config):
+    path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    download.extract("utkface", config)
+    path.unlink()
+    assert contents(download.extract("utkface", config)) == GOOD
+
+
+def test_extracting_nothing_names_the_notebook(config):
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar is missing: .*notebook 01"):
+        download.extract("wiki", config)
+
+
+def test_no_space_is_noticed_before_extracting(config, monkeypatch):
+    write_tar(config.raw / "wiki_crop.tar", WIKI)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(AgelibError, match="are free: make room"):
+        download.extract("wiki", config)
+    assert not (config.raw / "wiki_crop").exists()
+
+
+def refused(name, config, sentence):
+    """Extracts what must be refused in one sentence, with nothing half done left behind."""
+    file = config.raw / ARCHIVES[name].file
+    with pytest.raises(AgelibError, match=sentence) as caught:
+        download.extract(name, config)
+    assert file.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(listing(config.raw)) <= {file.name, f"{file.name}.json"}
+
+
+# A header takes 512 bytes; each content here takes 1024 + 512: 1200 bytes, filled up.
+@pytest.mark.parametrize(
+    "kept",
+    [0, 300, 512 + 1000, 512 + 1536, 512 + 1536 + 200, 2 * (512 + 1536)],
+    ids=["nothing", "header", "content", "between", "next header", "without end"],
+)
+def test_a_truncated_tar_is_damaged(config, kept):
+    path = write_tar(config.raw / "wiki_crop.tar", WIKI)
+    path.write_bytes(path.read_bytes()[:kept])
+    refused("wiki", config, r"is damaged .*: delete it and run the download step again")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.95])
+def test_a_truncated_gzip_is_damaged(config, share):
+    path = write_tar(config.raw / "UTKFace.tar.gz", {"UTKFace/a": os.urandom(9999)} | GOOD)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    refused("utkface", config, "is damaged")
+
+
+def test_a_damaged_header_does_not_end_the_archive_early(config):
+    path = write_tar(config.raw / "wiki_crop.tar", WIKI)
+    content = bytearray(path.read_bytes())
+    content[512 + 1536 + 150] ^= 1  # in the checksum of the second header
+    path.write_bytes(content)
+    refused("wiki", config, "is damaged")
+
+
+@pytest.mark.parametrize("size", [64, 20_000], ids=["wrong checksum", "not decodable"])
+def test_garbage_inside_a_gzip_is_damage(config, size):
+    text = "".join(str(i * i) for i in range(100_000)).encode()
+    path = write_tar(config.raw / "UTKFace.tar.gz", {"UTKFace/a": text})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + size] = bytes(size)
+    path.write_bytes(content)
+    refused("utkface", config, "is damaged")
+
+
+def test_a_web_page_is_no_archive(config):
+    config.raw.mkdir(parents=True)
+    (config.raw / "wiki_crop.tar").write_bytes(b"<html>" * 500)
+    refused("wiki", config, "is damaged")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        special("../evil"),
+        special("UTKFace/../../../evil"),
+        special("UTKFace/link", tarfile.SYMTYPE, "../../../evil"),
+        special("UTKFace/link", tarfile.SYMTYPE, "/evil"),
+        special("UTKFace/link", tarfile.LNKTYPE, "../evil"),
+        special("UTKFace/device", tarfile.CHRTYPE),
+        special("UTKFace/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=["parent", "dots", "symlink", "absolute symlink", "hard link", "device", "pipe"],
+)
+def test_an_unsafe_member_is_refused(config, tmp_path, entry):
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
+    refused("utkface", config, "is not safe to unpack .*: do not use it")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_are_refused_even_inside_the_folder(config):
+    link = special("UTKFace/3_0_0_3.jpg", tarfile.SYMTYPE, "2_0_0_2.jpg")
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD, link)
+    refused("utkface", config, "is not safe to unpack")
+
+
+def test_nothing_is_written_through_a_link(config, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = special("UTKFace/link", tarfile.SYMTYPE, str(outside))
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD, link, special("UTKFace/link/evil"))
+    refused("utkface", config, "is not safe to unpack")
+    assert listing(outside) == []
+
+
+def test_an_absolute_name_is_refused(config, tmp_path):
+    entry = special(str(tmp_path / "evil"))
+    write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
+    refused("utkface", config, "is not safe to unpack")
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("inside", [WIKI, {"UTKFace": b"a file"}], ids=["other", "file"])
+def test_an_archive_of_something_else_is_refused(config, inside):
+    write_tar(config.raw / "UTKFace.tar.gz", inside)
+    refused("utkface", config, "holds no folder UTKFace: it is another archive")
+
+
+def test_a_new_archive_that_is_damaged_leaves_the_old_folder(config):
+    path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    folder = download.extract("utkface", config)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(AgelibError, match="is damaged"):
+        download.extract("utkface", config)
+    assert contents(folder) == GOOD

@@ -1,0 +1,381 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from agelib import AgelibError, drive, files
+from agelib.config import Config
+from agelib.files import sha256
+
+CONTENTS = {"a.npy": b"first", "b.npy": b"second", "figures/ä b.png": b"third"}
+
+
+@pytest.fixture
+def local(tmp_path):
+    folder = tmp_path / "local" / "faces"
+    for name, content in CONTENTS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def remote(tmp_path):
+    return tmp_path / "drive" / "faces"
+
+
+@pytest.fixture
+def pushed(local, remote):
+    drive.push(local, remote)
+    return remote
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Where to pull to, as on another machine."""
+    return tmp_path / "fresh" / "faces"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.from_profile("wiki", data=tmp_path / "data")
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """A stand-in for Colab, whose Drive is a folder here."""
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr(Config, "drive", property(lambda _: tmp_path / "MyDrive" / "age_gender"))
+    calls = []
+    google, module = ModuleType("google"), ModuleType("google.colab")
+    google.colab = module
+    module.drive = SimpleNamespace(
+        mount=lambda point: calls.append(("mount", point)),
+        flush_and_unmount=lambda: calls.append(("flush",)),
+    )
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    return SimpleNamespace(drive=module.drive, calls=calls)
+
+
+def contents(folder):
+    """Returns name -> content of every file but the sums; hidden ones too."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def no_copying(*_):
+    raise AssertionError("a file was copied")
+
+
+def cut_off(source, target):
+    target.write_bytes(source.read_bytes()[:3])
+    raise OSError("the connection is gone")
+
+
+def test_pushing_copies_everything_below_the_folder(local, remote):
+    assert drive.push(local, remote) == sorted(CONTENTS)
+    assert contents(remote) == CONTENTS
+
+
+def test_a_second_push_copies_nothing(local, pushed, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", no_copying)
+    assert drive.push(local, pushed) == []
+
+
+@pytest.mark.parametrize("content", [b"FIRST", b"longer than it was"], ids=["same size", "longer"])
+def test_a_changed_file_alone_is_pushed_again(local, pushed, content):
+    (local / "a.npy").write_bytes(content)
+    assert drive.push(local, pushed) == ["a.npy"]
+    assert contents(pushed) == CONTENTS | {"a.npy": content}
+
+
+def test_a_new_file_alone_is_pushed(local, pushed):
+    (local / "c.npy").write_bytes(b"fourth")
+    assert drive.push(local, pushed) == ["c.npy"]
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"fir")])
+def test_a_copy_that_was_lost_or_cut_off_on_drive_is_pushed_again(local, pushed, spoil):
+    spoil(pushed / "a.npy")
+    assert drive.push(local, pushed) == ["a.npy"]
+    assert contents(pushed) == CONTENTS
+
+
+def test_hidden_files_stay_behind(local, remote):
+    (local / ".a.npy.123.part").touch()
+    (local / ".cache").mkdir()
+    (local / ".cache" / "visible").touch()
+    drive.push(local, remote)
+    assert contents(remote) == CONTENTS
+
+
+def test_a_hidden_folder_above_hides_nothing(tmp_path, remote):
+    folder = tmp_path / ".hidden" / "faces"
+    folder.mkdir(parents=True)
+    (folder / "a.npy").write_bytes(b"first")
+    assert drive.push(folder, remote) == ["a.npy"]
+
+
+def test_only_some_files_can_be_pushed(local, remote):
+    assert drive.push(local, remote, only=[local / "b.npy", local / "figures" / "ä b.png"]) == [
+        "b.npy",
+        "figures/ä b.png",
+    ]
+    assert set(contents(remote)) == {"b.npy", "figures/ä b.png"}
+
+
+def test_pushing_only_no_files_pushes_none(local, remote):
+    assert drive.push(local, remote, only=[]) == []
+    assert contents(remote) == {}
+
+
+def test_sums_say_what_has_arrived(pushed):
+    assert (pushed / "SHA256SUMS").read_text(encoding="utf-8").splitlines() == [
+        f"{sha256(pushed / name)}  {name}" for name in sorted(CONTENTS)
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="there is no sha256sum here")
+def test_sums_are_what_sha256sum_reads(pushed):
+    def check():
+        command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+        return subprocess.run(command, cwd=pushed, capture_output=True, check=False).returncode
+
+    assert check() == 0
+    (pushed / "a.npy").write_bytes(b"FIRST")
+    assert check() == 1
+
+
+def test_pulling_brings_everything_to_a_fresh_machine(pushed, fresh):
+    assert drive.pull(pushed, fresh) == sorted(CONTENTS)
+    assert contents(fresh) == CONTENTS
+
+
+def test_pulling_skips_what_is_whole(pushed, fresh, monkeypatch):
+    drive.pull(pushed, fresh)
+    monkeypatch.setattr(shutil, "copyfile", no_copying)
+    assert drive.pull(pushed, fresh) == []
+
+
+@pytest.mark.parametrize("content", [b"FIRST", b"fir", b""], ids=["flipped", "cut off", "empty"])
+def test_pulling_repairs_what_is_damaged_here(pushed, fresh, content):
+    drive.pull(pushed, fresh)
+    (fresh / "a.npy").write_bytes(content)
+    assert drive.pull(pushed, fresh) == ["a.npy"]
+    assert contents(fresh) == CONTENTS
+
+
+def test_pulling_leaves_other_files_alone(pushed, fresh):
+    fresh.mkdir(parents=True)
+    (fresh / "mine").write_bytes(b"mine")
+    drive.pull(pushed, fresh)
+    assert contents(fresh) == CONTENTS | {"mine": b"mine"}
+
+
+@pytest.mark.parametrize("content", [b"FIRST", b"fir"], ids=["flipped", "cut off"])
+def test_a_damaged_copy_on_drive_is_noticed_and_not_taken(pushed, fresh, content):
+    (pushed / "a.npy").write_bytes(content)
+    with pytest.raises(AgelibError, match=r"a\.npy"):
+        drive.pull(pushed, fresh)
+    assert "a.npy" not in contents(fresh)
+
+
+def test_the_advice_for_a_damaged_copy_on_drive_works(local, pushed, fresh):
+    (pushed / "a.npy").write_bytes(b"FIRST")
+    with pytest.raises(AgelibError, match="delete it there and push it again"):
+        drive.pull(pushed, fresh)
+    (pushed / "a.npy").unlink()
+    drive.push(local, pushed)
+    drive.pull(pushed, fresh)
+    assert contents(fresh) == CONTENTS
+
+
+def test_a_damaged_copy_on_drive_does_not_spoil_a_whole_one_here(pushed, fresh):
+    drive.pull(pushed, fresh)
+    (pushed / "a.npy").write_bytes(b"fir")
+    assert drive.pull(pushed, fresh) == []
+    assert contents(fresh) == CONTENTS
+
+
+def test_a_copy_that_was_lost_on_drive_is_named(pushed, fresh):
+    (pushed / "b.npy").unlink()
+    with pytest.raises(AgelibError, match=r"b\.npy is missing on Drive: push it again"):
+        drive.pull(pushed, fresh)
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["absent", "empty"])
+def test_nothing_on_drive_says_what_to_do(remote, fresh, made):
+    if made:
+        remote.mkdir(parents=True)
+    with pytest.raises(AgelibError, match="faces holds nothing yet: run the notebook that makes"):
+        drive.pull(remote, fresh)
+    assert not drive.holds(remote)
+
+
+def test_pushing_what_is_not_there_is_an_error(tmp_path, remote):
+    with pytest.raises(AgelibError, match="nowhere is missing, so it cannot be copied"):
+        drive.push(tmp_path / "nowhere", remote)
+
+
+@pytest.mark.parametrize("content", [b"no sums\n", b"<html>", b"\xff\xfe\x00"])
+def test_damaged_sums_are_named(pushed, fresh, content):
+    (pushed / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(AgelibError, match="SHA256SUMS"):
+        drive.pull(pushed, fresh)
+
+
+def test_a_push_that_is_cut_off_leaves_no_half_file(local, remote, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", cut_off)
+    with pytest.raises(AgelibError, match=r"a\.npy could not be copied .*connection is gone") as e:
+        drive.push(local, remote)
+    assert "\n" not in str(e.value)
+    assert contents(remote) == {}
+
+
+def test_a_push_goes_on_where_it_was_cut_off(local, remote, monkeypatch):
+    whole = shutil.copyfile
+
+    def copyfile(source, target):
+        return (whole if source.name == "a.npy" else cut_off)(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copyfile)
+        with pytest.raises(AgelibError, match="what was copied before is safe"):
+            drive.push(local, remote)
+    assert contents(remote) == {"a.npy": b"first"}
+    assert drive.push(local, remote) == ["b.npy", "figures/ä b.png"]
+    assert contents(remote) == CONTENTS
+
+
+def test_a_push_that_is_cut_off_keeps_the_older_copy(local, pushed, monkeypatch):
+    (local / "a.npy").write_bytes(b"newer")
+    monkeypatch.setattr(shutil, "copyfile", cut_off)
+    with pytest.raises(AgelibError, match="could not be copied"):
+        drive.push(local, pushed)
+    assert contents(pushed) == CONTENTS
+
+
+def test_a_copy_that_arrives_changed_is_not_kept(local, remote, monkeypatch):
+    def change(source, target):
+        target.write_bytes(source.read_bytes()[::-1])
+
+    monkeypatch.setattr(shutil, "copyfile", change)
+    with pytest.raises(AgelibError, match="differs"):
+        drive.push(local, remote)
+    assert contents(remote) == {}
+    assert not drive.holds(remote)
+
+
+def test_a_pull_that_is_cut_off_leaves_no_half_file(pushed, fresh, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", cut_off)
+    with pytest.raises(AgelibError, match=r"a\.npy could not be copied .*connection is gone"):
+        drive.pull(pushed, fresh)
+    assert contents(fresh) == {}
+
+
+def test_no_space_on_drive_is_noticed_before_copying(local, remote, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, "copyfile", no_copying)
+    with pytest.raises(AgelibError, match="are free: make room"):
+        drive.push(local, remote)
+
+
+def test_no_space_here_is_noticed_before_copying(pushed, fresh, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, "copyfile", no_copying)
+    with pytest.raises(AgelibError, match="are free: make room"):
+        drive.pull(pushed, fresh)
+
+
+def test_a_full_drive_does_not_matter_when_all_is_there(local, pushed, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert drive.push(local, pushed) == []
+
+
+def test_single_files_travel_too(local, tmp_path):
+    remote, fresh = tmp_path / "drive" / "archives", tmp_path / "fresh"
+    assert drive.push(local / "a.npy", remote / "a.npy") == ["a.npy"]
+    assert drive.push(local / "b.npy", remote / "b.npy") == ["b.npy"]
+    assert drive.push(local / "a.npy", remote / "a.npy") == []
+    assert drive.holds(remote / "a.npy")
+    assert not drive.holds(remote / "c.npy")
+    assert drive.pull(remote / "a.npy", fresh / "a.npy") == ["a.npy"]
+    assert drive.pull(remote / "a.npy", fresh / "a.npy") == []
+    assert contents(fresh) == {"a.npy": b"first"}
+
+
+def test_a_single_file_may_change_its_name(local, tmp_path):
+    remote, fresh = tmp_path / "drive" / "model", tmp_path / "fresh" / "best"
+    drive.push(local / "a.npy", remote)
+    assert remote.read_bytes() == b"first"
+    drive.pull(remote, fresh)
+    assert fresh.read_bytes() == b"first"
+
+
+def test_a_single_file_that_is_not_on_drive_is_an_error(pushed, fresh):
+    with pytest.raises(AgelibError, match="holds nothing yet"):
+        drive.pull(pushed / "c.npy", fresh / "c.npy")
+
+
+def test_holding_is_knowing_a_file_or_a_folder(pushed):
+    assert drive.holds(pushed)
+    assert drive.holds(pushed / "a.npy")
+    assert not drive.holds(pushed.parent / "other")
+
+
+def test_a_removed_folder_is_forgotten_with_its_sums(local, remote, fresh):
+    (local / "figures2").mkdir()
+    (local / "figures2" / "a.png").write_bytes(b"fourth")
+    drive.push(local, remote)
+    drive.remove(remote, "figures")
+    rest = {"a.npy": b"first", "b.npy": b"second", "figures2/a.png": b"fourth"}
+    assert contents(remote) == rest
+    drive.pull(remote, fresh)
+    assert contents(fresh) == rest
+
+
+def test_removing_what_is_not_there_changes_nothing(pushed):
+    sums = (pushed / "SHA256SUMS").read_bytes()
+    drive.remove(pushed, "parts")
+    assert contents(pushed) == CONTENTS
+    assert (pushed / "SHA256SUMS").read_bytes() == sums
+
+
+def test_off_colab_mounting_makes_a_folder(config):
+    assert drive.mount(config) == config.drive == config.data / "drive"
+    assert config.drive.is_dir()
+    assert drive.flush() is None
+
+
+def test_agelib_drive_that_is_a_file_is_named(config, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "file"))
+    with pytest.raises(AgelibError, match=r"file/age_gender cannot be used .*AGELIB_DRIVE"):
+        drive.mount(config)
+
+
+def test_on_colab_google_drive_is_mounted(colab, config):
+    assert drive.mount(config) == config.drive
+    assert config.drive.is_dir()
+    assert colab.calls == [("mount", "/content/drive")]
+
+
+def test_on_colab_flushing_waits_for_google_drive(colab):
+    drive.flush()
+    assert colab.calls == [("flush",)]
+
+
+@pytest.mark.parametrize("error", [ValueError("mount failed"), RuntimeError("credential")])
+def test_access_that_was_not_allowed_says_what_to_do(colab, config, error):
+    def refuse(_):
+        raise error
+
+    colab.drive.mount = refuse
+    with pytest.raises(AgelibError, match=rf"{error}\): allow access to Google Drive"):
+        drive.mount(config)
+    assert not config.drive.exists()

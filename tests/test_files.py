@@ -1,0 +1,106 @@
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+
+from agelib import AgelibError, files
+
+
+def test_atomic_replaces_the_old_content(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    for text in ("old", "new"):
+        with files.atomic(path) as partial:
+            partial.write_text(text)
+            assert partial.parent == path.parent  # else the rename would be a copy
+        assert path.read_text() == text
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+
+def cut_off(path, error):
+    with files.atomic(path) as partial:
+        partial.write_text("half")
+        raise error("cut off")
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_atomic_leaves_the_old_content_when_cut_off(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error, match="cut off"):
+        cut_off(path, error)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_atomic_leaves_nothing_when_the_first_write_is_cut_off(tmp_path):
+    with pytest.raises(OSError, match="cut off"):
+        cut_off(tmp_path / "a.txt", OSError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_shows_nothing_under_the_final_name_before_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.atomic(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+    assert path.exists()
+
+
+def test_atomic_syncs_the_data_before_it_renames(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = files.os.fsync, files.os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(files.os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
+    with files.atomic(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+    assert calls == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
+def test_sha256_is_the_usual_one(tmp_path, content):
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    assert files.sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    content = {"b": [1, 2.5, None], "a": {"ä": "ü\n"}}
+    files.write_json(tmp_path / "a.json", content)
+    assert files.read_json(tmp_path / "a.json") == content
+
+
+def test_equal_json_gives_equal_bytes(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": 1, "b": 2})
+    files.write_json(tmp_path / "b.json", {"b": 2, "a": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": tmp_path})
+    assert files.read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00garbage", b"<html>"])
+def test_damaged_json_is_reported_with_its_path(tmp_path, content):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(AgelibError, match=r"manifest\.json is damaged .*delete it"):
+        files.read_json(path)
+
+
+def test_need_space_names_both_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
+    with pytest.raises(AgelibError, match=r"7\.0 GB, but only 2\.5 GB are free: make room"):
+        files.need_space(tmp_path, 7_000_000_000)
+
+
+def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    files.need_space(tmp_path / "new", 1000)
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(AgelibError, match="are free"):
+        files.need_space(tmp_path / "new", 1001)
