@@ -67,14 +67,16 @@ class Config:
         """
         object.__setattr__(self, "data", Path(self.data).expanduser())
         object.__setattr__(self, "train_sources", tuple(self.train_sources))
-        object.__setattr__(self, "image_size", self.image_size or self.crop_size)
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
-        rate = self.learning_rate or (1e-3 if self.weights else 3e-3)
-        object.__setattr__(self, "learning_rate", rate)
-        sources = (*self.train_sources, self.test_source)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 1e-3 if self.weights else 3e-3)
+        train, test, known = set(self.train_sources), self.test_source, f"from {', '.join(SOURCES)}"
         checks = [
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
-            (self.train_sources and set(sources) <= set(SOURCES), "sources", f"from {SOURCES}"),
+            (train and train <= set(SOURCES), "train_sources", known),
+            (test in SOURCES and test not in train, "test_source", f"{known}, not trained on"),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (16 <= self.crop_size <= 600, "crop_size", "from 16 to 600 pixels"),
             (32 <= self.image_size <= 600, "image_size", "from 32 to 600 pixels"),
@@ -92,8 +94,7 @@ class Config:
         ]
         for fits, name, wanted in checks:
             if not fits:
-                value = sources if name == "sources" else getattr(self, name)
-                raise AgelibError(f"{name} is {value!r}, but must be {wanted}.")
+                raise AgelibError(f"{name} is {getattr(self, name)!r}, but must be {wanted}.")
 
     @classmethod
     def from_profile(cls, profile: str = "sample", **overrides: Any) -> "Config":

@@ -182,11 +182,16 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
 
 
 def _augmentation() -> list[keras.layers.Layer]:
-    """Returns the layers that vary training images, and do nothing otherwise."""
+    """Returns the layers that vary training images, and do nothing otherwise.
+
+    Colour above all: old photos are grey, and a network that takes grey for old is wrong elsewhere.
+    """
     return [
         keras.layers.RandomFlip("horizontal", name="flip"),
-        keras.layers.RandomBrightness(0.1, value_range=(0, 255), name="brightness"),
-        keras.layers.RandomContrast(0.2, value_range=(0, 255), name="contrast"),
+        keras.layers.RandomGrayscale(0.2, name="grey"),
+        keras.layers.RandomSaturation((0.3, 0.7), value_range=(0, 255), name="saturation"),
+        keras.layers.RandomBrightness(0.2, value_range=(0, 255), name="brightness"),
+        keras.layers.RandomContrast(0.3, value_range=(0, 255), name="contrast"),
     ]
 
 

@@ -1,0 +1,146 @@
+"""Cleaning against the plain loop: one image after the other through MTCNN, on one core each.
+
+    python tests/benchmarks/bench_clean.py [--images 1000]
+
+Takes real images where AGELIB_MIRROR names a folder with the archives, else the sample's. Prints
+how many times as fast agelib is, and how far both agree on the faces. Then two worker processes
+against one.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agelib import clean, faces, sample, shards
+from agelib.archives import ARCHIVES
+from agelib.backend import tf
+from agelib.config import Config
+from agelib.download import extract, fetch
+
+CONFIDENT = 0.9
+
+
+def pick_images(count: int, config: Config) -> pd.DataFrame:
+    """Returns usable rows of all data sets in equal parts, paths relative to data/raw."""
+    tables = []
+    for name in config.sources:
+        fetch(name, config)
+        extract(name, config)
+        table = clean.read_table(name, config).query("reject == ''")
+        rows = table.sample(min(len(table), count // len(config.sources)), random_state=0)
+        tables.append(rows.assign(path=ARCHIVES[name].folder + "/" + rows["path"], split="test"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def plain_loop(detector, table: pd.DataFrame, config: Config, folder: Path) -> list:
+    """The way it is usually done: read, detect, crop, write, image by image."""
+    boxes = []
+    for i, path in enumerate(table["path"]):
+        image = faces.read_image(config.raw / path)
+        found = [
+            faces.Face((x, y, x + w, y + h), face["confidence"], np.zeros((5, 2)))
+            for face in detector.detect_faces(image)
+            for x, y, w, h in [face["box"]]
+        ]
+        boxes.append((image.shape, found))
+        if found:
+            face = most_central(found, image.shape)
+            crop = faces.crop_face(image, face, config.crop_size, config.margin)
+            (folder / f"{i}.jpg").write_bytes(shards.encode_jpeg(crop))
+    return boxes
+
+
+def most_central(found: list, shape: tuple) -> faces.Face:
+    centre = np.array([shape[1], shape[0]]) / 2
+    return min(
+        found,
+        key=lambda face: np.linalg.norm(np.add(face.box[:2], face.box[2:]) / 2 - centre),
+    )
+
+
+def overlap(one: faces.Face, other: faces.Face) -> float:
+    """Returns the intersection over the union of two boxes."""
+    a, b = np.array(one.box), np.array(other.box)
+    common = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
+    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+def agreement(loop: list, table: pd.DataFrame, config: Config) -> tuple[float, float]:
+    """Returns the share of confident faces found again, and of faces where the loop has none."""
+    same, confident, extra = 0, 0, 0
+    images = [faces.read_image(config.raw / path) for path in table["path"]]
+    ours = clean._detector().detect(images)
+    for (shape, theirs), found in zip(loop, ours, strict=True):
+        sure = [face for face in theirs if face.confidence >= CONFIDENT]
+        confident += bool(sure)
+        extra += bool(found) and not theirs
+        if sure and found:
+            chosen = most_central(found, shape)
+            same += overlap(chosen, most_central(sure, shape)) >= 0.5
+    return same / confident, extra / len(loop)
+
+
+def seconds(call, *arguments) -> tuple[float, object]:
+    begun = time.perf_counter()
+    result = call(*arguments)
+    return time.perf_counter() - begun, result
+
+
+def clean_with(table: pd.DataFrame, config: Config, workers: int) -> float:
+    """Returns how long cleaning takes with so many processes, their start left out."""
+    config = Config.from_profile(
+        config.profile, crop_size=config.crop_size, data=config.data, workers=workers
+    )
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        warm_up = table.iloc[:: max(1, len(table) // 128)]
+        clean.clean_table(warm_up, config.raw, Path(first), "warm-up", config)
+        run = (table, config.raw, Path(second), "benchmark", config)
+        return seconds(clean.clean_table, *run)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "agelib-bench")
+    options = parser.parse_args()
+    profile = "wiki" if os.environ.get("AGELIB_MIRROR") else "sample"
+    config = Config.from_profile(profile, crop_size=64, data=options.data)
+    if profile == "sample":
+        sample.make_archives(Path(config.mirror))
+    table = pick_images(options.images, config)
+    cores = os.sched_getaffinity(0)
+
+    os.sched_setaffinity(0, {min(cores)})
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    from mtcnn import MTCNN
+
+    detector = MTCNN()
+    detector.detect_faces(faces.read_image(config.raw / table["path"].iloc[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        slow, loop = seconds(plain_loop, detector, table, config, Path(folder))
+    fast = clean_with(table, config, workers=1)
+    same, extra = agreement(loop, table, config)
+    print(f"images      {len(table)} of profile {profile}")
+    print(f"plain loop  {len(table) / slow:.1f} images/s")
+    print(f"agelib      {len(table) / fast:.1f} images/s")
+    print(f"ratio       {slow / fast:.1f}")
+    print(f"agreement   {same:.2%} of the loop's confident faces, IoU at least 0.5")
+    print(f"extra       {extra:.2%} of the images have a face for agelib alone")
+
+    os.sched_setaffinity(0, cores)
+    clean.UNIT_ROWS = max(64, len(table) // 8)
+    one, two = (clean_with(table, config, workers) for workers in (1, 2))
+    print(f"two workers {one / two:.2f} times as fast as one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agelib import AgelibError, clean, download
+from agelib.config import Config
+from agelib.faces import choose_face, crop_face, read_image
+from agelib.shards import FaceSet, read_manifest
+
+KEPT = {"wiki": {"train": 272, "val": 48}, "utkface": {"test": 140}}
+COUNTS = {
+    "wiki": {
+        "kept": 320,
+        "age": 2,
+        "gender": 1,
+        "face_score": 2,
+        "second_face": 1,
+        "missing": 1,
+        "no_face": 1,
+        "ambiguous": 1,
+        "unreadable": 2,
+    },
+    "utkface": {"kept": 140, "age": 3, "name": 3, "no_face": 1, "unreadable": 2},
+}
+
+
+@pytest.fixture
+def config(sample_faces, tmp_path):
+    """A copy of the cleaned sample that a test may spoil; the images are shared."""
+    shutil.copytree(sample_faces.faces, tmp_path / "sample" / "faces")
+    (tmp_path / "sample" / "raw").symlink_to(sample_faces.raw)
+    return dataclasses.replace(sample_faces, data=tmp_path)
+
+
+@pytest.fixture
+def uncleaned(config):
+    shutil.rmtree(config.faces)
+    return config
+
+
+@pytest.fixture
+def no_detector(monkeypatch):
+    def refuse():
+        raise AssertionError("the detector was asked for")
+
+    monkeypatch.setattr(clean, "_detector", refuse)
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(clean, "UNIT_ROWS", 40)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# What is kept, and why the rest is not
+
+
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_every_trouble_is_counted_under_its_reason(sample_faces, name):
+    manifest = read_manifest(sample_faces.faces / name)
+    assert manifest["counts"] == COUNTS[name]
+    assert manifest["splits"] == KEPT[name]
+    assert manifest["rows"] == sum(COUNTS[name].values())
+
+
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_every_image_is_either_a_face_or_rejected_once(sample_faces, name):
+    folder = sample_faces.faces / name
+    kept = [path for split in KEPT[name] for path in FaceSet([folder], split).paths]
+    with open(folder / "rejected.csv", newline="") as file:
+        rejected = [row["path"] for row in csv.DictReader(file)]
+    table = clean.read_table(name, sample_faces)
+    assert sorted(kept + rejected) == sorted(table["path"])
+
+
+def test_rejected_images_carry_the_reasons_that_are_counted(sample_faces):
+    rejected = pd.read_csv(sample_faces.faces / "wiki" / "rejected.csv")
+    counts = {k: v for k, v in COUNTS["wiki"].items() if k != "kept"}
+    assert rejected["reason"].value_counts().to_dict() == counts
+
+
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_each_face_keeps_the_labels_of_its_own_image(sample_faces, name):
+    table = clean.read_table(name, sample_faces).set_index("path")
+    for split in KEPT[name]:
+        faces = FaceSet([sample_faces.faces / name], split)
+        rows = table.loc[faces.paths]
+        assert faces.age.tolist() == rows["age"].tolist()
+        assert faces.gender.tolist() == rows["gender"].tolist()
+        assert (rows["split"] == split).all()
+
+
+def test_each_crop_comes_from_the_image_it_names(sample_faces):
+    # Cropped once more by hand, from the file that the index names.
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    folder = sample_faces.raw / "UTKFace"
+    settings = {"crop_size": sample_faces.crop_size, "margin": sample_faces.margin}
+    for i in (0, 77, len(faces) - 1):
+        image = read_image(folder / faces.paths[i])
+        [found] = clean._detector().detect([image])
+        crop = crop_face(image, choose_face(found, image.shape), **settings)
+        assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
+
+
+def test_train_and_val_share_no_person(uncleaned, monkeypatch):
+    def few_people(folder, name):
+        table = clean_reader(folder, name).iloc[:120]
+        return table.assign(person=[f"person {i // 4}" for i in range(len(table))])
+
+    clean_reader = clean.read_imdb_wiki
+    monkeypatch.setattr(clean, "read_imdb_wiki", few_people)
+    clean.clean("wiki", uncleaned)
+    folder = uncleaned.faces / "wiki"
+    train, val = (FaceSet([folder], split).index["person"] for split in ("train", "val"))
+    assert len(train) + len(val) == 120
+    assert len(set(train)) + len(set(val)) == 30
+    assert not set(train) & set(val)
+
+
+def test_the_manifest_says_how_the_faces_were_made(sample_faces):
+    manifest = read_manifest(sample_faces.faces / "wiki")
+    assert manifest["dataset"] == "wiki"
+    crop = {"crop_size": sample_faces.crop_size, "margin": sample_faces.margin}
+    assert manifest["crop"] == crop
+    assert manifest["detector"]["name"] == "mtcnn"
+    assert set(manifest["versions"]) >= {"mtcnn", "numpy", "pillow", "tensorflow"}
+
+
+def test_notes_of_unfinished_work_are_cleared_away(sample_faces):
+    assert not (sample_faces.faces / "wiki" / clean.PARTS).exists()
+
+
+# Again, and after a cut
+
+
+def test_a_second_run_does_nothing(config, no_detector):
+    folder = config.faces / "wiki"
+    before, times = contents(folder), {p: p.stat().st_mtime_ns for p in folder.glob("*.npy")}
+    called = []
+    assert clean.clean("wiki", config, called.append)["counts"] == COUNTS["wiki"]
+    assert called == []
+    assert contents(folder) == before
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("*.npy")} == times
+
+
+@pytest.mark.parametrize("damage", ["delete", "cut short"])
+def test_a_lost_shard_alone_is_rebuilt_byte_for_byte(config, damage):
+    folder = config.faces / "wiki"
+    before = contents(folder)
+    untouched = (folder / "train-00000.images.npy").stat().st_mtime_ns
+    victim = folder / "val-00000.images.npy"
+    if damage == "delete":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:-1])
+    rebuilt = []
+    clean.clean("wiki", config, rebuilt.append)
+    assert [[path.name for path in files] for files in rebuilt] == [
+        ["val-00000.images.npy", "val-00000.index.npy", "val-00000.json"]
+    ]
+    assert contents(folder) == before
+    assert (folder / "train-00000.images.npy").stat().st_mtime_ns == untouched
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monkeypatch):
+    folder, expected_folder = uncleaned.faces / "wiki", uncleaned.data / "uninterrupted"
+    table = clean.read_table("wiki", uncleaned)
+    images = uncleaned.raw / "wiki_crop"
+    clean.clean_table(table, images, expected_folder, "wiki", uncleaned)
+
+    def stop_after_three(files):
+        done.append(files[0].name)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        clean.clean("wiki", uncleaned, stop_after_three)
+    assert not (folder / "manifest.json").exists()
+
+    units, again = clean._clean_unit, []
+
+    def counting(rows, images, folder, stem, head):
+        again.append(stem)
+        return units(rows, images, folder, stem, head)
+
+    monkeypatch.setattr(clean, "_clean_unit", counting)
+    clean.clean("wiki", uncleaned)
+    total = {path.name.split(".")[0] for path in expected_folder.glob("*.images.npy")}
+    assert len(total) == 9
+    assert sorted(again + [name.split(".")[0] for name in done]) == sorted(total)
+    assert contents(folder) == contents(expected_folder)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_unit_cut_off_in_its_middle_is_made_again(uncleaned, monkeypatch):
+    table = clean.read_table("utkface", uncleaned)
+    images, folder = uncleaned.raw / "UTKFace", uncleaned.faces / "utkface"
+    expected = uncleaned.data / "uninterrupted"
+    clean.clean_table(table, images, expected, "utkface", uncleaned)
+    # The first file is there, the second and the note are not.
+    folder.mkdir(parents=True)
+    shutil.copy(expected / "test-00000.images.npy", folder)
+    clean.clean("utkface", uncleaned)
+    assert contents(folder) == contents(expected)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_units_of_equal_size_cover_every_usable_row_once(sample_config):
+    table = clean.read_table("wiki", sample_config)
+    units = clean._units(table)
+    assert all(0 < len(rows) <= 40 for rows in units.values())
+    paths = [path for rows in units.values() for path in rows["path"]]
+    assert sorted(paths) == sorted(table.loc[table["reject"] == "", "path"])
+
+
+@pytest.mark.usefixtures("small_units")
+def test_the_caller_is_handed_files_that_are_whole(uncleaned):
+    seen = []
+
+    def check(files):
+        assert all(path.stat().st_size for path in files)
+        note = json.loads(files[-1].read_text())
+        [[stem, shard]] = note["shards"].items()
+        assert {path.name for path in files[:-1]} == set(shard["files"])
+        for path in files[:-1]:
+            assert path.stat().st_size == shard["files"][path.name]["size"]
+        seen.append(stem)
+
+    clean.clean("utkface", uncleaned, check)
+    assert sorted(seen) == [f"test-{i:05d}" for i in range(4)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_units")
+def test_two_workers_give_the_same_bytes_as_one(uncleaned):
+    # A worker process takes the unit's rows from its caller, small here too.
+    table = clean.read_table("wiki", uncleaned)
+    images = uncleaned.raw / "wiki_crop"
+    one, two = uncleaned.data / "one", uncleaned.data / "two"
+    clean.clean_table(table, images, one, "wiki", uncleaned)
+    clean.clean_table(table, images, two, "wiki", dataclasses.replace(uncleaned, workers=2))
+    assert len(list(one.glob("*.npy"))) == 18
+    assert contents(two) == contents(one)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("change", [{"crop_size": 96}, {"margin": 0.7}])
+def test_other_crop_settings_on_the_same_folder_are_refused(config, change, no_detector):
+    before = contents(config.faces)
+    with pytest.raises(AgelibError, match=r"was made with crop .*margin.* asked for"):
+        clean.clean("utkface", dataclasses.replace(config, **change))
+    assert contents(config.faces) == before
+
+
+def test_another_val_fraction_on_the_same_folder_is_refused(config, no_detector):
+    with pytest.raises(AgelibError, match="was made with"):
+        clean.clean("wiki", dataclasses.replace(config, val_fraction=0.4))
+
+
+def test_other_images_in_the_same_folder_are_refused(config, no_detector):
+    table = clean.read_table("wiki", config).iloc[:-1]
+    folder = config.faces / "wiki"
+    with pytest.raises(AgelibError, match="was made with table"):
+        clean.clean_table(table, config.raw / "wiki_crop", folder, "wiki", config)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_other_settings_are_refused_after_a_cut_too(uncleaned):
+    def stop(files):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        clean.clean("utkface", uncleaned, stop)
+    with pytest.raises(AgelibError, match="was made with crop"):
+        clean.clean("utkface", dataclasses.replace(uncleaned, margin=0.5))
+
+
+def test_images_that_are_not_there_are_asked_for(tmp_path):
+    config = Config.from_profile("sample", data=tmp_path)
+    for name in config.sources:
+        with pytest.raises(AgelibError, match="extract"):
+            clean.clean(name, config)
+
+
+def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_path):
+    table = clean.read_table("utkface", config).assign(reject="age")
+    folder = tmp_path / "none"
+    manifest = clean.clean_table(table, config.raw / "UTKFace", folder, "utkface", config)
+    assert manifest["counts"] == {"kept": 0, "age": 149}
+    assert len(pd.read_csv(folder / "rejected.csv")) == 149
+    with pytest.raises(AgelibError, match="holds no test faces"):
+        FaceSet([folder], "test")
+
+
+def test_a_unit_without_a_single_face_is_kept_in_the_books(config, tmp_path):
+    table = clean.read_table("utkface", config)
+    faceless = table[table["path"].str.endswith("525126.jpg.chip.jpg")]
+    folder = tmp_path / "faceless"
+    manifest = clean.clean_table(faceless, config.raw / "UTKFace", folder, "utkface", config)
+    assert manifest["counts"] == {"kept": 0, "no_face": 1}
+    assert clean.clean_table(faceless, config.raw / "UTKFace", folder, "utkface", config)
+
+
+# Real images
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_nearly_all_real_images_keep_a_face(name, mirror, tmp_path):
+    config = Config.from_profile("wiki", data=tmp_path, workers=1)
+    assert config.mirror == str(mirror)
+    download.fetch(name, config)
+    folder = download.extract(name, config)
+    table = clean.read_table(name, config)
+    table = table[table["reject"] == ""].sample(300, random_state=0).assign(split="test")
+    manifest = clean.clean_table(table, folder, tmp_path / "faces", name, config)
+    assert manifest["rows"] == 300
+    assert manifest["counts"]["kept"] >= 0.97 * 300

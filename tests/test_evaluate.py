@@ -1,0 +1,303 @@
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from agelib import AgelibError, evaluate
+from agelib.backend import keras
+from agelib.clean import clean_table, read_table
+from agelib.evaluate import (
+    estimate,
+    evaluate_folder,
+    evaluate_run,
+    mean_age,
+    metrics,
+    recall_table,
+    results_table,
+)
+from agelib.labels import age_branch
+from agelib.model import save_model
+from agelib.sample import N_UTKFACE
+from agelib.shards import FaceSet, read_manifest
+
+REQUIRED = {
+    "n",
+    "no_face",
+    "age_branch_accuracy",
+    "age_branch_balanced_accuracy",
+    "age_branch_recall",
+    "age_mae",
+    "gender_accuracy",
+    "gender_balanced_accuracy",
+    "age_branch_confusion",
+    "model",
+    "crop",
+    "dataset",
+}
+
+
+def truth(ages, genders):
+    ages = np.array(ages)
+    return SimpleNamespace(age=ages, age_branch=age_branch(ages), gender=np.array(genders))
+
+
+def sure(ages, genders):
+    """Returns the probabilities of a model that doubts nothing."""
+    ages = np.array(ages)
+    return {
+        "age": np.eye(85)[ages - 1],
+        "age_branch": np.eye(5)[age_branch(ages)],
+        "gender": np.eye(2)[genders],
+    }
+
+
+@pytest.fixture
+def model(tiny_networks):
+    keras.utils.set_random_seed(3)
+    return tiny_networks("EfficientNetB0", 64)
+
+
+@pytest.fixture
+def run(own_faces, model):
+    """A run of which only the model is there."""
+    crop = {"crop_size": own_faces.crop_size, "margin": own_faces.margin}
+    config = dataclasses.replace(own_faces, run="tiny")
+    save_model(model, config.run_folder / "model.keras", {"crop": crop})
+    return config
+
+
+@pytest.fixture
+def folder(sample_config):
+    return sample_config.raw / "UTKFace"
+
+
+# Metrics
+
+
+def test_metrics_of_a_case_counted_by_hand():
+    true = truth([5, 8, 30, 30, 30, 60], [0, 1, 0, 0, 1, 1])
+    said = sure([5, 20, 30, 35, 45, 70], [0, 1, 1, 0, 1, 1])
+    scores = metrics(true, said)
+    assert scores["n"] == 6
+    assert scores["age_branch_accuracy"] == pytest.approx(4 / 6)
+    assert scores["age_branch_recall"] == [0.5, None, pytest.approx(2 / 3), None, 1.0]
+    assert scores["age_branch_balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert scores["age_branch_confusion"] == [
+        [1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 0, 2, 1, 0],
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    assert scores["age_mae"] == pytest.approx((0 + 12 + 0 + 5 + 15 + 10) / 6)
+    assert scores["gender_accuracy"] == pytest.approx(5 / 6)
+    assert scores["gender_recall"] == [pytest.approx(2 / 3), 1.0]
+    assert scores["gender_balanced_accuracy"] == pytest.approx(5 / 6)
+    assert scores["gender_confusion"] == [[2, 1], [0, 3]]
+
+
+def test_the_commonest_class_says_what_no_model_at_all_would_score():
+    scores = metrics(truth([30] * 7 + [5, 5, 60], [0] * 9 + [1]), sure([5] * 10, [0] * 10))
+    assert scores["age_branch_commonest_accuracy"] == pytest.approx(0.7)
+    assert scores["age_branch_commonest_balanced_accuracy"] == pytest.approx(1 / 3)
+    assert scores["gender_commonest_accuracy"] == pytest.approx(0.9)
+    assert scores["gender_commonest_balanced_accuracy"] == pytest.approx(1 / 2)
+
+
+def test_a_single_face_of_one_class_has_metrics():
+    scores = metrics(truth([85], [1]), sure([85], [1]))
+    assert scores["age_branch_recall"] == [None, None, None, None, 1.0]
+    assert scores["gender_balanced_accuracy"] == 1.0
+    assert scores["age_mae"] == pytest.approx(0)
+
+
+def test_metrics_are_json():
+    scores = metrics(truth([5, 30], [0, 0]), sure([5, 60], [1, 0]))
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_the_age_is_the_mean_of_the_distribution():
+    ages = np.zeros((3, 85))
+    ages[0, 0] = ages[1, 84] = 1
+    ages[2, [19, 29]] = 0.25, 0.75
+    assert mean_age(ages).tolist() == [1, 85, pytest.approx(27.5)]
+
+
+def test_metrics_and_tables_need_no_tensorflow():
+    code = "import agelib.evaluate, sys; sys.exit('tensorflow' in sys.modules)"
+    root = Path(evaluate.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+# Running a model
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 140, 1000])
+def test_estimates_do_not_depend_on_the_batch(sample_faces, model, batch_size):
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    outputs = estimate(model, faces, batch_size)
+    expected = model.predict_on_batch(np.stack([faces.image(i) for i in range(len(faces))]))
+    for name in ("age", "age_branch", "gender"):
+        np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+
+
+def test_a_run_is_evaluated_on_all_three_splits(run):
+    report = evaluate_run(run)
+    assert set(report) >= REQUIRED
+    assert len(report["age_branch_recall"]) == 5
+    assert np.shape(report["age_branch_confusion"]) == (5, 5)
+    assert np.sum(report["age_branch_confusion"]) == report["n"] == N_UTKFACE
+    assert set(report["splits"]) == {"train", "val", "test"}
+    for split, name in (("train", "wiki"), ("val", "wiki"), ("test", "utkface")):
+        faces = FaceSet([run.faces / name], split)
+        assert report["splits"][split]["n"] == len(faces)
+    assert report["splits"]["test"]["age_mae"] == report["age_mae"]
+    assert report["dataset"] == "utkface"
+    assert report["crop"] == {"crop_size": run.crop_size, "margin": run.margin}
+    assert report["model"]["file"] == "model.keras"
+    assert report["no_face"] == 1
+    assert report["rejected"] == {"age": 3, "name": 3, "no_face": 1, "unreadable": 2}
+
+
+def test_the_report_is_written_as_json(run):
+    report = evaluate_run(run)
+    assert json.loads((run.run_folder / "evaluation.json").read_text()) == report
+
+
+def test_an_evaluation_is_not_done_twice(run, monkeypatch):
+    report = evaluate_run(run)
+    monkeypatch.setattr(evaluate, "estimate", None)
+    assert evaluate_run(run) == report
+
+
+def test_another_model_is_evaluated_anew(run, model):
+    before = evaluate_run(run)
+    model.set_weights([weights + 0.5 for weights in model.get_weights()])
+    save_model(model, run.run_folder / "model.keras", {"crop": before["crop"]})
+    after = evaluate_run(run)
+    assert after["model"]["sha256"] != before["model"]["sha256"]
+    assert after["age_mae"] != before["age_mae"]
+
+
+def test_other_faces_are_evaluated_anew(run, sample_config):
+    assert evaluate_run(run)["n"] == N_UTKFACE
+    shutil.rmtree(run.faces / "utkface")
+    table = read_table("utkface", sample_config).iloc[:50]
+    images = sample_config.raw / "UTKFace"
+    manifest = clean_table(table, images, run.faces / "utkface", "utkface", run)
+    assert evaluate_run(run)["n"] == manifest["counts"]["kept"] < N_UTKFACE
+
+
+def test_a_missing_model_is_asked_for(own_faces):
+    with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
+        evaluate_run(own_faces)
+
+
+@pytest.mark.parametrize("name", ["wiki", "utkface"])
+def test_missing_faces_are_asked_for(run, name):
+    shutil.rmtree(run.faces / name)
+    with pytest.raises(AgelibError, match=r"manifest\.json is missing: run the clean step"):
+        evaluate_run(run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("crop_size", 96), ("margin", 0.7)])
+def test_faces_cropped_otherwise_than_the_model_was_made_for_are_refused(
+    own_faces, tiny_networks, name, value
+):
+    crop = {"crop_size": own_faces.crop_size, "margin": own_faces.margin} | {name: value}
+    path = own_faces.run_folder / "model.keras"
+    save_model(tiny_networks("EfficientNetB0", crop["crop_size"]), path, {"crop": crop})
+    with pytest.raises(AgelibError, match=str(value)):
+        evaluate_run(own_faces)
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_a_run_whose_network_sees_another_size_is_evaluated(own_faces, tiny_networks, image_size):
+    # Training resizes the crops, and prediction does.
+    config = dataclasses.replace(own_faces, run="other", image_size=image_size)
+    crop = {"crop_size": config.crop_size, "margin": config.margin}
+    network = tiny_networks("EfficientNetB0", image_size)
+    save_model(network, config.run_folder / "model.keras", {"crop": crop})
+    assert evaluate_run(config)["n"] == N_UTKFACE
+
+
+# Any folder of images
+
+
+def test_a_folder_of_images_scores_as_its_cleaned_shards_do(run, model, folder):
+    from_shards = evaluate_run(run)
+    report = evaluate_folder(folder, model, run.run_folder / "model.keras", run)
+    assert set(report) >= REQUIRED
+    assert report["dataset"] == "UTKFace"
+    for name in REQUIRED - {"dataset"}:
+        assert report[name] == from_shards[name], name
+    assert report["rejected"] == from_shards["rejected"]
+
+
+def test_a_folder_of_images_is_left_as_it_was(run, model, folder):
+    before = sorted(path.name for path in folder.rglob("*"))
+    evaluate_folder(folder, model, run.run_folder / "model.keras", run)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert read_manifest(run.faces / "utkface")["dataset"] == "utkface"
+
+
+def test_a_folder_without_a_valid_name_is_refused(run, model, tmp_path):
+    images = tmp_path / "holiday"
+    images.mkdir()
+    (images / "beach.jpg").write_bytes(b"")
+    with pytest.raises(AgelibError, match="holiday holds no image named age_gender_race_date"):
+        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_empty_or_missing_folder_is_refused(run, model, tmp_path, exists):
+    images = tmp_path / "holiday"
+    if exists:
+        images.mkdir()
+    with pytest.raises(AgelibError, match="holiday"):
+        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+
+
+def test_a_folder_without_a_face_is_refused_by_its_own_name(run, model, folder, tmp_path):
+    images = tmp_path / "landscapes"
+    images.mkdir()
+    shutil.copy(folder / "30_1_0_20170116174525126.jpg.chip.jpg", images)
+    with pytest.raises(AgelibError, match=r"landscapes.*no.*face"):
+        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+
+
+# Tables
+
+
+def test_the_results_table_has_a_column_for_each_split(run):
+    report = evaluate_run(run)
+    table = results_table(report)
+    assert table.columns.tolist() == ["train", "val", "test"]
+    accuracy = table.loc["AGE accuracy (5 branches)", "val"]
+    assert accuracy == f"{100 * report['splits']['val']['age_branch_accuracy']:.1f} %"
+    assert table.loc["AGE mean absolute error, years", "test"] == f"{report['age_mae']:.1f}"
+    assert table.loc["faces", "test"] == str(N_UTKFACE)
+
+
+def test_a_report_without_splits_has_one_column():
+    scores = metrics(truth([5, 30, 30], [0, 1, 1]), sure([5, 30, 60], [0, 1, 1]))
+    table = results_table(scores)
+    assert table.columns.tolist() == ["test"]
+    assert table.loc["AGE accuracy (5 branches)", "test"] == "66.7 %"
+    assert table.loc["AGE balanced accuracy", "test"] == "75.0 %"
+    assert table.loc["GENDER accuracy", "test"] == "100.0 %"
+    assert table.loc["GENDER, always the commonest", "test"] == "66.7 %"
+
+
+def test_the_recall_table_counts_true_faces_and_marks_missing_classes():
+    scores = metrics(truth([5, 30, 30], [0, 1, 1]), sure([5, 30, 60], [0, 0, 1]))
+    table = recall_table(scores)
+    assert table.index.tolist() == ["1-13", "14-23", "24-39", "40-55", "56-85", "Male", "Female"]
+    assert table["faces"].tolist() == [1, 0, 2, 0, 0, 1, 2]
+    assert table["recall"].tolist() == ["100.0 %", "-", "50.0 %", "-", "-", "100.0 %", "50.0 %"]

@@ -1,0 +1,405 @@
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from urllib.error import URLError
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from agelib import AgelibError
+from agelib.backend import keras, tf
+from agelib.labels import AGE_BRANCHES
+from agelib.model import build_backbone, build_model, load_model, save_model
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+REPEATS = (1, 2, 2, 3, 3, 4, 1)
+DEPTHS = {"EfficientNetB0": 1, "EfficientNetB4": 1.8}
+HEADS = {"age": 85, "age_branch": 5, "gender": 2}
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(1)
+    return build_model("EfficientNetB0", 64)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(2).integers(0, 256, (5, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture
+def tiny():
+    """Quick to save and to load."""
+    inputs = keras.Input((8,), name="image")
+    return keras.Model(inputs, {"age": keras.layers.Dense(3, name="age")(inputs)})
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    save_model(tiny, tmp_path / "model.keras", {"crop": {"crop_size": 64}})
+    return tmp_path / "model.keras"
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fail)
+    # Weights that were downloaded once would be found there.
+    monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
+
+
+def part_of(model, layer):
+    return keras.Model(model.input, model.get_layer(layer).output)
+
+
+def equal_weights(one, other):
+    pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+# Outputs
+
+
+def test_the_three_outputs_are_named_and_shaped(model, images):
+    outputs = model.predict_on_batch(images)
+    assert {name: output.shape for name, output in outputs.items()} == {
+        name: (5, count) for name, count in HEADS.items()
+    }
+    for output in outputs.values():
+        assert output.dtype == np.float32
+        assert (output >= 0).all()
+        np.testing.assert_allclose(output.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_branch_has_the_sum_of_its_years(model, images):
+    outputs = model.predict_on_batch(images)
+    for i, (low, high) in enumerate(AGE_BRANCHES):
+        years = outputs["age"][:, low - 1 : high].sum(axis=1)
+        np.testing.assert_allclose(outputs["age_branch"][:, i], years, atol=1e-6)
+
+
+def test_bytes_and_floats_give_the_same(model, images):
+    as_bytes = model.predict_on_batch(images)
+    as_floats = model.predict_on_batch(images.astype(np.float32))
+    for name in HEADS:
+        np.testing.assert_array_equal(as_bytes[name], as_floats[name])
+
+
+def test_the_input_is_normalised_as_imagenet_weights_expect(model, images):
+    seen = part_of(model, "normalisation").predict_on_batch(images)
+    np.testing.assert_allclose(seen, (images / 255 - MEAN) / STD, atol=1e-4)
+
+
+def test_the_backbone_alone_has_all_weights_before_the_heads(model):
+    assert {layer.name for layer in model.layers if layer.trainable_weights} == {
+        "efficientnet-b0",
+        "age_logits",
+        "gender_logits",
+    }
+
+
+# Augmentation
+
+
+def test_images_are_varied_in_training_only(model, images):
+    eyes = part_of(model, "normalisation")
+    untouched = np.asarray(eyes(images, training=False))
+    np.testing.assert_allclose(untouched, (images / 255 - MEAN) / STD, atol=1e-4)
+    first, second = (np.asarray(eyes(images, training=True)) for _ in range(2))
+    for image in range(len(images)):
+        assert np.abs(first[image] - untouched[image]).mean() > 0.1
+        assert np.abs(first[image] - second[image]).mean() > 0.1
+
+
+def test_a_varied_image_still_has_colours_of_0_to_255(model, images):
+    varied = np.asarray(part_of(model, "normalisation")(images, training=True)) * STD + MEAN
+    assert varied.min() >= -1e-4
+    assert varied.max() <= 1 + 1e-4
+
+
+def test_a_varied_portrait_still_shows_the_face(model):
+    crop = data.astronaut()[30:222:3, 130:322:3].astype(np.float32)
+    batch = np.repeat(crop[None], 64, axis=0)
+    varied = np.asarray(part_of(model, "normalisation")(batch, training=True)) * STD + MEAN
+    mean = varied.mean(axis=0)
+    mirrored_mean = (crop + crop[:, ::-1]) / 2 / 255
+    assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.9
+
+
+def test_augmentation_can_be_left_out():
+    plain = build_model("EfficientNetB0", 32, augment=False)
+    assert not [layer for layer in plain.layers if "random" in type(layer).__name__.lower()]
+
+
+# Drop-connect
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_drop_connect_rises_evenly_to_the_papers_rate(name):
+    repeats = [math.ceil(DEPTHS[name] * count) for count in REPEATS]
+    places = [
+        f"block{stage + 1}{'abcdefghijklm'[i]}_drop"
+        for stage, count in enumerate(repeats)
+        for i in range(count)
+    ]
+    backbone = build_backbone(name, 32)
+    rates = {layer.name: layer.rate for layer in backbone.layers if layer.name.endswith("_drop")}
+    # Only blocks that keep size and channels have a way around them.
+    assert set(rates) == {place for place in places if place[6] != "a"}
+    for place, rate in rates.items():
+        assert rate == pytest.approx(0.2 * places.index(place) / len(places), abs=1e-6)
+    assert max(rates.values()) == pytest.approx(
+        {"EfficientNetB0": 0.2 * 14 / 16, "EfficientNetB4": 0.2 * 31 / 32}[name]
+    )
+
+
+def test_drop_connect_drops_whole_paths():
+    backbone = build_backbone("EfficientNetB0", 32)
+    layer = backbone.get_layer("block6d_drop")
+    outputs = np.asarray(layer(np.ones((400, 1, 1, 7), np.float32), training=True))
+    assert set(np.unique(outputs.min(axis=(1, 2, 3)) == 0)) == {True, False}
+    assert (outputs.min(axis=(1, 2, 3)) == outputs.max(axis=(1, 2, 3))).all()
+    assert (outputs == 0).mean() == pytest.approx(layer.rate, abs=0.08)
+
+
+# Weights of keras.applications
+
+
+def like_imagenet(name, size, images):
+    """Returns a `keras.applications` network with weights of which each one counts."""
+    rng = np.random.default_rng(3)
+    network = getattr(keras.applications, name)(
+        include_top=False, weights=None, input_shape=(size, size, 3)
+    )
+    norms = []
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.load_own_variables({"0": MEAN, "1": STD**2, "2": 0})
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0
+            norms.append(layer)
+    # One step takes over these images' own statistics, which keeps the signal alive at any depth.
+    network(images, training=True)
+    for norm in norms:
+        gamma, beta, mean, variance = norm.get_weights()
+        gamma, beta = rng.uniform(0.8, 1.2, gamma.shape), rng.normal(0, 0.1, beta.shape)
+        # No channel is so faint that it makes rounding errors loud.
+        norm.set_weights([gamma, beta, mean, np.maximum(variance, variance.mean())])
+    return network
+
+
+def network_of(name, *marks):
+    return pytest.param(name, marks=marks, id=name[-2:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        network_of("EfficientNetB0"),
+        *(network_of(f"EfficientNetB{i}", pytest.mark.slow) for i in range(1, 8)),
+    ],
+)
+def test_imagenet_weights_give_the_features_of_keras_applications(name, monkeypatch):
+    size = 64 if name < "EfficientNetB5" else 32
+    coarse = np.random.default_rng(4).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = np.stack([cv2.resize(image, (size, size)) for image in coarse])
+    original, asked = like_imagenet(name, size, images.astype(np.float32)), []
+
+    def stand_in(include_top, weights, input_shape):
+        asked.append((include_top, weights, input_shape))
+        return original
+
+    monkeypatch.setattr(keras.applications, name, stand_in)
+    model = build_model(name, size, "imagenet", augment=False)
+    assert asked == [(False, "imagenet", (size, size, 3))]
+    features = keras.Model(model.input, model.get_layer("pooling").input)
+    expected = original.predict_on_batch(images.astype(np.float32))
+    found = features.predict_on_batch(images)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * scale)
+    # What a mistake as small as swapped colours does to them.
+    swapped = features.predict_on_batch(images[..., ::-1])
+    assert np.abs(swapped - expected).max() > 0.01 * scale
+
+
+# Where weights come from
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("weights", ["imagenet", "noisy-student"])
+def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
+    with pytest.raises(AgelibError) as caught:
+        build_model("EfficientNetB0", 32, weights)
+    message = str(caught.value)
+    assert message.startswith(f"{weights} weights for EfficientNetB0 cannot be had")
+    assert "--weights none" in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_a_misspelt_kind_of_weights_is_one_sentence():
+    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 cannot be had"):
+        build_model("EfficientNetB0", 32, "imagnet")
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path, monkeypatch):
+    keras.utils.set_random_seed(5)
+    other = build_backbone("EfficientNetB0", 32)
+    path = tmp_path / "efficientnet-b0_noisy-student_notop.h5"
+    other.save(path)
+    assert equal_weights(build_backbone("EfficientNetB0", 64, str(path)), other)
+    asked = []
+
+    def get_file(name, origin, **options):
+        asked.append((name, origin))
+        return str(path)
+
+    monkeypatch.setattr(tf.keras.utils, "get_file", get_file)
+    assert equal_weights(build_backbone("EfficientNetB0", 32, "noisy-student"), other)
+    [(name, origin)] = asked
+    assert name == path.name
+    assert origin.startswith("https://github.com/qubvel/efficientnet/releases/download/v0.0.1/")
+
+
+def test_a_model_of_ours_gives_its_weights_to_another(model, images, tmp_path):
+    path = tmp_path / "model.keras"
+    save_model(model, path, {})
+    other = build_model("EfficientNetB0", 64, str(path))
+    expected, found = model.predict_on_batch(images), other.predict_on_batch(images)
+    for name in HEADS:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_weights_may_come_from_a_model_of_another_image_size(model, tmp_path):
+    path = tmp_path / "model.keras"
+    save_model(model, path, {})
+    other = build_model("EfficientNetB0", 96, str(path))
+    ours = [w for w in model.get_weights() if w.ndim == 4]
+    theirs = [w for w in other.get_weights() if w.ndim == 4]
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_weights_of_another_backbone_are_refused(model, tmp_path):
+    path = tmp_path / "model.keras"
+    save_model(model, path, {})
+    with pytest.raises(AgelibError, match="does not fit: it is of another backbone"):
+        build_model("EfficientNetB1", 64, str(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+def test_h5_weights_of_another_backbone_are_refused(tmp_path):
+    path = tmp_path / "b0.h5"
+    build_backbone("EfficientNetB0", 32).save(path)
+    with pytest.raises(AgelibError, match="weights for EfficientNetB1 cannot be had"):
+        build_backbone("EfficientNetB1", 32, str(path))
+
+
+@pytest.mark.parametrize("file", ["missing.keras", "missing.h5"])
+def test_a_missing_weights_file_is_named(tmp_path, file):
+    with pytest.raises(AgelibError, match=file):
+        build_model("EfficientNetB0", 32, str(tmp_path / file))
+
+
+# The file
+
+LOAD_WITHOUT_AGELIB = """
+import sys
+sys.modules["agelib"] = sys.modules["efficientnet"] = None
+import keras
+import numpy as np
+model = keras.models.load_model(sys.argv[1])
+np.savez(sys.argv[3], **model.predict_on_batch(np.load(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_loads_the_model_without_agelib(model, images, tmp_path):
+    save_model(model, tmp_path / "model.keras", {"crop": {}})
+    np.save(tmp_path / "images.npy", images)
+    files = ["model.keras", "images.npy", "outputs.npz"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", LOAD_WITHOUT_AGELIB, *files]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    expected = model.predict_on_batch(images)
+    with np.load(tmp_path / "outputs.npz") as outputs:
+        assert set(outputs) == set(HEADS)
+        for name in HEADS:
+            np.testing.assert_allclose(outputs[name], expected[name], atol=1e-6)
+
+
+def test_the_note_comes_back_as_it_was(tiny, tmp_path):
+    note = {"crop": {"margin": 0.3}, "history": [{"epoch": 1, "loss": 0.1 + 0.2}], "text": "é"}
+    save_model(tiny, tmp_path / "model.keras", note)
+    loaded, found = load_model(tmp_path / "model.keras")
+    assert found == note
+    assert equal_weights(loaded, tiny)
+
+
+def test_a_model_is_replaced_as_a_whole(tiny, saved):
+    tiny.set_weights([np.full_like(weights, 7) for weights in tiny.get_weights()])
+    save_model(tiny, saved, {"second": True})
+    loaded, note = load_model(saved)
+    assert note == {"second": True}
+    assert equal_weights(loaded, tiny)
+    assert [path.name for path in saved.parent.iterdir()] == ["model.keras"]
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tiny, saved, error, monkeypatch):
+    before = saved.read_bytes()
+
+    def cut_short(path, *arguments, **options):
+        path.write_bytes(b"half a model")
+        raise error
+
+    monkeypatch.setattr(tiny, "save", cut_short)
+    with pytest.raises(type(error)):
+        save_model(tiny, saved, {})
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model.keras"]
+
+
+def test_a_missing_model_is_asked_for(tmp_path):
+    with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
+        load_model(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
+def test_a_model_cut_short_is_refused(saved, share):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(AgelibError, match="is no model of agelib's"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("member", ["config.json", "metadata.json", "model.weights.h5"])
+def test_a_model_with_a_damaged_part_is_refused(saved, member):
+    with zipfile.ZipFile(saved) as archive:
+        start = archive.getinfo(member).header_offset + 30 + len(member)
+        size = archive.getinfo(member).compress_size
+    content = bytearray(saved.read_bytes())
+    for i in range(start + size // 3, start + size // 2):
+        content[i] ^= 0xFF
+    saved.write_bytes(content)
+    with pytest.raises(AgelibError, match="is no model of agelib's"):
+        load_model(saved)
+
+
+def test_other_files_are_refused(tiny, tmp_path):
+    (tmp_path / "text.keras").write_text("not a model")
+    tiny.save(tmp_path / "foreign.keras")
+    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
+        archive.writestr("agelib.json", "{}")
+    for name in ("text", "foreign", "zip"):
+        with pytest.raises(AgelibError, match=f"{name}.keras is no model of agelib's"):
+            load_model(tmp_path / f"{name}.keras")

@@ -1,0 +1,85 @@
+"""The notebooks' form; nbval runs them (`--nbval-lax` in pyproject.toml)."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def cells(path, kind):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return request.param
+
+
+def test_the_story_has_six_numbered_parts():
+    assert [path.name[:2] for path in NOTEBOOKS][:6] == ["01", "02", "03", "04", "05", "06"]
+
+
+def test_one_title_and_a_badge(notebook):
+    prose = "\n".join(source(cell) for cell in cells(notebook, "markdown"))
+    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
+    assert "colab-badge.svg" in prose
+
+
+def test_setup_parameters_and_summary_are_there_in_order(notebook):
+    prose = "\n".join(source(cell) for cell in cells(notebook, "markdown"))
+    places = [prose.index(f"## {heading}") for heading in ("Setup", "Parameters", "Summary")]
+    assert places == sorted(places)
+
+
+def test_the_form_offers_the_sample_first(notebook):
+    forms = [source(cell) for cell in cells(notebook, "code") if "@param" in source(cell)]
+    assert len(forms) == 1
+    assert forms[0].startswith('profile = "sample"  # @param')
+
+
+def test_no_function_or_class_is_defined(notebook):
+    for cell in cells(notebook, "code"):
+        assert not re.search(r"^\s*(def|class) ", source(cell), re.MULTILINE)
+
+
+def test_cells_are_short(notebook):
+    for cell in cells(notebook, "code")[1:]:
+        assert len(source(cell).splitlines()) <= 15
+
+
+def test_outputs_are_committed_without_errors_or_noise(notebook):
+    outputs = [output for cell in cells(notebook, "code") for output in cell["outputs"]]
+    assert outputs
+    for output in outputs:
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr", "".join(output["text"])
+
+
+def test_outputs_name_no_place_on_the_machine_that_made_them(notebook):
+    text = notebook.read_text(encoding="utf-8")
+    assert not re.search(r"/(tmp|home|root|Users)/", text)
+
+
+def test_each_notebook_names_the_next(notebook):
+    position = NOTEBOOKS.index(notebook)
+    if position + 1 < len(NOTEBOOKS):
+        summary = source(cells(notebook, "markdown")[-1])
+        assert NOTEBOOKS[position + 1].name in summary or NOTEBOOKS[position + 2].name in summary
+
+
+def test_outputs_that_must_not_change_are_marked():
+    marked = [
+        path.name[:2]
+        for path in NOTEBOOKS
+        for cell in cells(path, "code")
+        if source(cell).startswith("# NBVAL_CHECK_OUTPUT")
+    ]
+    assert {"01", "02", "03"} <= set(marked)

@@ -1,0 +1,234 @@
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from agelib import plots
+from agelib.evaluate import metrics
+from agelib.faces import Face
+from agelib.labels import BRANCH_NAMES, age_branch
+from agelib.predict import Estimate
+
+
+def estimate_at(left, top, side=80, age=33):
+    ages = np.zeros(85)
+    ages[age - 1] = 1
+    return Estimate(
+        face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
+        age=float(age),
+        ages=ages,
+        branches=np.eye(5)[age_branch(age)],
+        genders=np.array([0.1, 0.9]),
+    )
+
+
+def report():
+    ages = np.array([5, 20, 30, 30, 60])
+    faces = SimpleNamespace(age=ages, age_branch=age_branch(ages), gender=np.array([0, 1, 0, 1, 1]))
+    said = np.array([5, 30, 30, 30, 45])
+    return metrics(
+        faces,
+        {
+            "age": np.eye(85)[said - 1],
+            "age_branch": np.eye(5)[age_branch(said)],
+            "gender": np.eye(2)[[0, 1, 1, 1, 1]],
+        },
+    )
+
+
+def history(epochs):
+    columns = ("loss", "age_branch_accuracy", "gender_accuracy")
+    values = {f"{p}{name}": np.linspace(0.9, 0.1, epochs) for p in ("", "val_") for name in columns}
+    return pd.DataFrame({"epoch": np.arange(epochs) + 1, **values})
+
+
+NOISE = [np.random.default_rng(i).integers(0, 255, (40 + i, 50, 3), np.uint8) for i in range(10)]
+
+FIGURES = {
+    "montage": lambda: plots.montage(NOISE, [str(i) for i in range(10)], columns=4),
+    "montage of one": lambda: plots.montage(NOISE[:1]),
+    "montage of none": lambda: plots.montage([]),
+    "reasons": lambda: plots.reasons({"no_face": 3, "kept": 1200, "age": 40}),
+    "reasons, nothing kept": lambda: plots.reasons({"kept": 0}),
+    "age histogram": lambda: plots.age_histogram(np.array([1, 30, 85]), np.array([0, 1, 1])),
+    "age histogram of one gender": lambda: plots.age_histogram(np.array([30]), np.array([0])),
+    "learning curves": lambda: plots.learning_curves(history(5)),
+    "learning curves of one epoch": lambda: plots.learning_curves(history(1)),
+    "confusion": lambda: plots.confusion(report()),
+    "age distributions": lambda: plots.age_distributions([estimate_at(0, 0), estimate_at(9, 9)]),
+    "annotate": lambda: plots.annotate(NOISE[0], [estimate_at(5, 5, 20)]),
+    "annotate without faces": lambda: plots.annotate(NOISE[0], []),
+}
+
+
+def texts_of(figure):
+    found = []
+    for axis in figure.axes:
+        found += [axis.get_title(), axis.get_xlabel(), axis.get_ylabel()]
+        found += [text.get_text() for text in axis.texts]
+        found += [label.get_text() for label in (*axis.get_xticklabels(), *axis.get_yticklabels())]
+        legend = axis.get_legend()
+        found += [text.get_text() for text in legend.get_texts()] if legend else []
+    return found
+
+
+def pixels_of(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_returned_that_can_be_saved_and_pyplot_knows_nothing_of_it(name, tmp_path):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    figure.savefig(tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        assert min(image.size) > 30
+    assert plt.get_fignums() == []
+
+
+def test_figures_need_no_tensorflow():
+    code = "import agelib.plots, sys; sys.exit('tensorflow' in sys.modules)"
+    root = Path(plots.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+# One by one
+
+
+def test_a_montage_shows_every_image_with_its_title():
+    figure = plots.montage(NOISE, [f"face {i}" for i in range(10)], columns=4)
+    shown = [axis for axis in figure.axes if axis.images]
+    assert len(figure.axes) == 12
+    assert [axis.get_title() for axis in shown] == [f"face {i}" for i in range(10)]
+    for axis, image in zip(shown, NOISE, strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+    assert not any(axis.axison for axis in figure.axes)
+
+
+def test_a_montage_shows_red_as_red():
+    red = np.full((20, 20, 3), (255, 0, 0), np.uint8)
+    pixels = pixels_of(plots.montage([red], columns=1)).reshape(-1, 3)
+    assert (pixels == (255, 0, 0)).all(axis=1).mean() > 0.5
+
+
+def test_reasons_name_every_count_with_the_kept_first():
+    figure = plots.reasons({"no_face": 3, "kept": 12345, "age": 40})
+    texts = texts_of(figure)
+    assert {"12,345", "40", "3"} <= set(texts)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["kept", "age", "no_face"]
+    assert figure.axes[0].yaxis_inverted()
+
+
+def test_the_histogram_counts_the_faces_of_every_branch_and_gender():
+    ages = np.array([1, 13, 14, 39, 40, 85, 85])
+    figure = plots.age_histogram(ages, np.array([0, 0, 0, 1, 1, 1, 1]))
+    texts = texts_of(figure)
+    expected = zip(BRANCH_NAMES, (2, 1, 1, 1, 2), strict=True)
+    assert {f"{name}\n{count}" for name, count in expected} <= set(texts)
+    assert {"Male", "Female", "age", "faces"} <= set(texts)
+    bars = [bar for bar in figure.axes[0].patches if bar.get_height()]
+    assert sum(bar.get_height() for bar in bars) == len(ages)
+
+
+def test_learning_curves_show_train_and_val_of_three_measures():
+    figure = plots.learning_curves(history(5))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["loss", "age branch accuracy", "gender accuracy"]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "val"]
+        for line in axis.lines:
+            assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+
+
+def test_confusions_show_counts_and_shares_of_the_true_class():
+    figure = plots.confusion(report())
+    branches, genders = figure.axes
+    assert branches.get_title() == "age branch: 60.0% right"
+    assert genders.get_title() == "gender: 80.0% right"
+    cells = {tuple(map(int, text.get_position())): text.get_text() for text in branches.texts}
+    assert cells[2, 2] == "100%\n2"
+    assert cells[2, 1] == "100%\n1"
+    assert cells[1, 1] == "0%\n0"
+    assert (branches.get_xlabel(), branches.get_ylabel()) == ("estimated", "true")
+    assert [label.get_text() for label in branches.get_yticklabels()] == list(BRANCH_NAMES)
+
+
+def test_a_class_that_does_not_occur_leaves_its_row_empty():
+    branches = plots.confusion(report()).axes[0]
+    row = [text.get_text() for text in branches.texts if text.get_position()[1] == 3]
+    assert row == ["0%\n0"] * 5
+
+
+def test_age_distributions_name_every_face():
+    figure = plots.age_distributions([estimate_at(0, 0, age=20), estimate_at(0, 0, age=70)])
+    assert {"face 1: 20 years", "face 2: 70 years"} <= set(texts_of(figure))
+
+
+# Annotated photos
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (300, 400), (1200, 90), (60, 60), (3000, 4000)])
+def test_an_annotated_photo_keeps_its_shape_and_is_large_enough_to_read(shape, tmp_path):
+    height, width = shape
+    photo = np.full((height, width, 3), 200, np.uint8)
+    figure = plots.annotate(photo, [estimate_at(width / 4, height / 4, height / 4)])
+    figure.savefig(tmp_path / "photo.png")
+    with Image.open(tmp_path / "photo.png") as image:
+        saved = image.size
+    assert saved[0] / saved[1] == pytest.approx(width / height, rel=0.02)
+    assert 640 <= max(saved) <= 1600
+
+
+def test_an_annotated_photo_shows_all_of_the_photo():
+    photo = np.zeros((100, 100, 3), np.uint8)
+    photo[:50, :50], photo[50:, 50:] = (255, 0, 0), (0, 0, 255)
+    pixels = pixels_of(plots.annotate(photo, []))
+    assert pixels[5, 5].tolist() == [255, 0, 0]
+    assert pixels[-5, -5].tolist() == [0, 0, 255]
+
+
+def test_every_face_has_a_box_and_a_label():
+    photo = np.zeros((600, 800, 3), np.uint8)
+    estimates = [estimate_at(100, 200, age=33), estimate_at(500, 300, age=70)]
+    [axis] = plots.annotate(photo, estimates).axes
+    boxes = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+    assert [box.get_xy() for box in boxes] == [(100, 200), (500, 300)]
+    assert [(box.get_width(), box.get_height()) for box in boxes] == [(80, 80)] * 2
+    assert [text.get_text() for text in axis.texts] == [
+        "Female 90%\n33 years (24-39: 100%)",
+        "Female 90%\n70 years (56-85: 100%)",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(600, 800), (400, 1600), (300, 240)])
+@pytest.mark.parametrize(
+    ("x", "y"), [(0.4, 0.4), (0, 0), (-0.05, -0.05), (0.85, 0.02), (0.85, 0.8)]
+)
+def test_a_label_lies_inside_the_picture(shape, x, y):
+    height, width = shape
+    photo = np.zeros((height, width, 3), np.uint8)
+    figure = plots.annotate(photo, [estimate_at(x * width, y * height, 0.2 * height)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [label] = figure.axes[0].texts
+    extent = label.get_window_extent(canvas.get_renderer())
+    wide, high = canvas.get_width_height()
+    assert extent.x0 >= -1
+    assert extent.y0 >= -1
+    assert extent.x1 <= wide + 1
+    assert extent.y1 <= high + 1

@@ -1,0 +1,299 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from agelib import AgelibError, drive, steps, train
+from agelib import clean as cleaning
+from agelib import download as downloading
+from agelib.callbacks import checkpoint_path
+from agelib.files import sha256
+from agelib.shards import damaged_shards, read_manifest
+
+
+@pytest.fixture
+def machine(sample_config, tmp_path):
+    """Settings of a machine on which nothing but the sample's mirror is there yet."""
+    shutil.copytree(sample_config.mirror, tmp_path / "sample" / "mirror")
+    return dataclasses.replace(sample_config, data=tmp_path)
+
+
+@pytest.fixture
+def cleaned(own_faces, sample_config):
+    """Settings of a machine with faces and images, and an empty Drive."""
+    own_faces.raw.symlink_to(sample_config.raw)
+    return own_faces
+
+
+@pytest.fixture
+def next_machine(trained, tmp_path):
+    """Settings of a machine on which nothing is left: all there is lies on Drive."""
+    shutil.copytree(trained.drive, tmp_path / "sample" / "drive")
+    return dataclasses.replace(trained, data=tmp_path)
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Everything that takes time is forbidden."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("this was done already")
+
+    monkeypatch.setattr(train, "build_model", refuse)
+    monkeypatch.setattr("agelib.evaluate.estimate", refuse)
+    monkeypatch.setattr(cleaning, "_detector", refuse)
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def silent(history):
+    pass
+
+
+def new_machine_after(config):
+    """Wipes everything but Drive."""
+    for path in (config.raw, config.faces, config.run_folder.parent):
+        if path.is_symlink():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    return config
+
+
+def listing(folder):
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS"
+    }
+
+
+# What each step leaves on Drive
+
+
+def test_an_archive_is_kept_on_drive(machine):
+    folder = steps.download("utkface", machine)
+    assert folder == machine.raw / "UTKFace"
+    assert any(folder.iterdir())
+    kept = machine.drive / "archives" / "UTKFace.tar.gz"
+    assert sha256(kept) == sha256(machine.raw / "UTKFace.tar.gz")
+
+
+def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
+    steps.download("utkface", machine)
+    new_machine_after(machine)
+    monkeypatch.setattr(downloading, "_fetch_mirror", interrupt)
+    assert any(steps.download("utkface", machine).iterdir())
+
+
+def test_upload_copies_each_file_once(cleaned):
+    copied = steps.upload("utkface", cleaned)
+    assert set(copied) == {
+        "manifest.json",
+        "rejected.csv",
+        "test-00000.images.npy",
+        "test-00000.index.npy",
+    }
+    assert listing(cleaned.drive / "faces" / "utkface") == listing(cleaned.faces / "utkface")
+    assert steps.upload("utkface", cleaned) == []
+
+
+def test_cleaning_uploads_its_faces(machine):
+    steps.download("utkface", machine)
+    manifest = steps.clean("utkface", machine)
+    remote = machine.drive / "faces" / "utkface"
+    assert listing(remote) == listing(machine.faces / "utkface")
+    assert read_manifest(remote) == manifest
+    assert damaged_shards(remote) == []
+
+
+def test_a_run_and_its_evaluation_are_on_drive(trained):
+    files = listing(trained.drive / "runs" / "trained")
+    assert set(files) == {
+        "checkpoints/last.keras",
+        "config.json",
+        "evaluation.json",
+        "figures/confusion.png",
+        "figures/learning_curves.png",
+        "history.csv",
+        "model.keras",
+    }
+    assert files == listing(trained.run_folder)
+
+
+# The next machine
+
+
+def test_faces_come_back_from_drive(next_machine, no_work):
+    manifests = steps.pull_faces(next_machine)
+    assert set(manifests) == {"wiki", "utkface"}
+    for name in manifests:
+        assert damaged_shards(next_machine.faces / name) == []
+
+
+def test_a_trained_run_comes_back_from_drive(next_machine, no_work):
+    assert len(steps.train(next_machine, interrupt)) == 2
+    assert (next_machine.run_folder / "model.keras").exists()
+
+
+def test_a_model_comes_back_from_drive(next_machine, trained, no_work):
+    path = steps.pull_model(next_machine)
+    assert sha256(path) == sha256(trained.run_folder / "model.keras")
+
+
+def test_an_evaluation_comes_back_from_drive(next_machine, trained, no_work):
+    expected = json.loads((trained.run_folder / "evaluation.json").read_text())
+    assert steps.evaluate(next_machine) == expected
+
+
+def test_cleaned_faces_come_back_from_drive_and_are_not_cleaned_again(cleaned, no_work):
+    expected = cleaning.read_table("utkface", cleaned)
+    steps.upload("utkface", cleaned)
+    shutil.rmtree(cleaned.faces)
+    assert steps.clean("utkface", cleaned)["rows"] == len(expected)
+
+
+def test_images_come_back_from_the_archive_on_drive(machine):
+    steps.download("utkface", machine)
+    new_machine_after(machine)
+    shutil.rmtree(machine.mirror)
+    assert steps.clean("utkface", machine)["counts"]["kept"] > 100
+
+
+def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch):
+    monkeypatch.setattr(cleaning, "UNIT_ROWS", 40)
+    shutil.rmtree(cleaned.faces)
+    push, pushes, unit, made = drive.push, [], cleaning._clean_unit, []
+
+    def cut_off_after_two(local, remote, only=None):
+        result = push(local, remote, only=only)
+        pushes.append(local.name)
+        if len(pushes) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    def counting(rows, images, folder, stem, head):
+        made.append(stem)
+        return unit(rows, images, folder, stem, head)
+
+    monkeypatch.setattr(cleaning, "_clean_unit", counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "push", cut_off_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            steps.clean("utkface", cleaned)
+    shutil.rmtree(cleaned.faces)
+    manifest = steps.clean("utkface", cleaned)
+    assert sorted(made) == sorted(manifest["shards"])
+    assert len(made) == 4
+    # Neither here nor there are notes of unfinished work left.
+    remote = cleaned.drive / "faces" / "utkface"
+    assert listing(remote) == listing(cleaned.faces / "utkface")
+    assert not [name for name in listing(remote) if name.startswith(cleaning.PARTS)]
+
+
+@pytest.fixture
+def short_run(cleaned, tiny_networks):
+    for name in cleaned.sources:
+        steps.upload(name, cleaned)
+    return dataclasses.replace(cleaned, run="tiny", epochs=2)
+
+
+def stop_after_one_epoch(config):
+    with pytest.raises(KeyboardInterrupt):
+        steps.train(config, interrupt)
+
+
+def test_training_goes_on_where_another_machine_was_cut_off(short_run):
+    stop_after_one_epoch(short_run)
+    new_machine_after(short_run)
+    seen = []
+    steps.train(short_run, lambda history: seen.append(len(history)))
+    assert seen == [2]
+
+
+def test_a_fetch_that_was_cut_off_does_not_throw_away_the_epochs_on_drive(short_run, monkeypatch):
+    stop_after_one_epoch(short_run)
+    new_machine_after(short_run)
+    steps.pull_faces(short_run)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive.shutil, "copyfile", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            steps.train(short_run)
+    seen = []
+    steps.train(short_run, lambda history: seen.append(len(history)))
+    assert seen == [2]
+
+
+def test_a_run_begun_here_and_finished_elsewhere_is_found(short_run, tmp_path):
+    stop_after_one_epoch(short_run)
+    begun = tmp_path / "begun"
+    shutil.copytree(short_run.run_folder, begun)
+    steps.train(short_run)
+    finished = sha256(short_run.run_folder / "model.keras")
+    shutil.rmtree(short_run.run_folder)
+    shutil.copytree(begun, short_run.run_folder)
+    assert sha256(steps.pull_model(short_run)) == finished
+
+
+def test_epochs_made_here_are_not_replaced_by_older_ones_on_drive(short_run, tmp_path):
+    stop_after_one_epoch(short_run)
+    older = tmp_path / "older"
+    shutil.copytree(short_run.drive / "runs", older)
+    steps.train(short_run)
+    shutil.rmtree(short_run.drive / "runs")
+    shutil.copytree(older, short_run.drive / "runs")
+    newest = sha256(checkpoint_path(short_run.run_folder))
+    assert len(steps.train(short_run, interrupt)) == 2
+    remote = short_run.drive / "runs" / "tiny"
+    assert sha256(checkpoint_path(short_run.run_folder)) == newest
+    assert sha256(checkpoint_path(remote)) == newest
+
+
+# What stops a step
+
+
+def test_a_damaged_shard_stops_the_upload_and_names_the_way_out(cleaned):
+    steps.upload("wiki", cleaned)
+    before = listing(cleaned.drive)
+    shard = cleaned.faces / "wiki" / "train-00000.images.npy"
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(AgelibError, match=r"damaged shards \(train-00000\): delete their files"):
+        steps.upload("wiki", cleaned)
+    assert listing(cleaned.drive) == before
+    for path in shard.parent.glob("train-00000.*"):
+        path.unlink()
+    steps.clean("wiki", cleaned)
+    assert listing(cleaned.drive) == before
+
+
+def test_other_settings_can_be_used_after_deleting_what_the_error_names(cleaned):
+    steps.upload("utkface", cleaned)
+    other = dataclasses.replace(cleaned, margin=0.9)
+    with pytest.raises(AgelibError, match="delete") as caught:
+        steps.clean("utkface", other)
+    places = [cleaned.faces / "utkface", cleaned.drive / "faces" / "utkface"]
+    for place in places:
+        if str(place) in str(caught.value):
+            shutil.rmtree(place)
+    assert steps.clean("utkface", other)["crop"]["margin"] == 0.9
+
+
+def test_a_set_that_was_never_cleaned_is_asked_for(machine):
+    with pytest.raises(AgelibError, match=r"manifest\.json is missing: run the clean step"):
+        steps.pull_faces(machine)
+    with pytest.raises(AgelibError, match="run the clean step"):
+        steps.upload("wiki", machine)
+
+
+def test_a_run_that_was_never_trained_is_asked_for(machine):
+    with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
+        steps.pull_model(machine)
+
+
+def test_images_that_were_never_downloaded_are_asked_for(machine):
+    with pytest.raises(AgelibError, match="run the download step"):
+        steps.clean("wiki", machine)

@@ -1,0 +1,436 @@
+import dataclasses
+import itertools
+import json
+import operator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import build_tiny_model
+
+from agelib import AgelibError, callbacks, clean, drive, train
+from agelib.backend import keras
+from agelib.callbacks import checkpoint_path
+from agelib.model import load_model
+from agelib.shards import FaceSet
+from agelib.train import YearsOff, compile_model
+
+EPOCHS = 3
+
+
+def short_run(config, data, faces):
+    """Returns settings of a short run in a folder of its own, on faces that lie elsewhere."""
+    (data / "sample").mkdir()
+    (data / "sample" / "faces").symlink_to(faces)
+    return dataclasses.replace(
+        config, data=data, run="tiny", epochs=EPOCHS, batch_size=32, learning_rate=0.002
+    )
+
+
+@pytest.fixture
+def config(sample_faces, tmp_path, tiny_networks):
+    return short_run(sample_faces, tmp_path, sample_faces.faces)
+
+
+@pytest.fixture(scope="module")
+def finished(sample_faces, tmp_path_factory):
+    """Settings of a run that nothing disturbed; to look at, not to touch."""
+    config = short_run(sample_faces, tmp_path_factory.mktemp("finished"), sample_faces.faces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_model", build_tiny_model)
+        train.train(config, on_epoch=silent)
+    return config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished):
+    """The weights, the history and the note that every run must end with."""
+    return result_of(finished)
+
+
+def silent(history):
+    pass
+
+
+def result_of(config):
+    model, note = load_model(config.run_folder / "model.keras")
+    _, checkpoint = load_model(checkpoint_path(config.run_folder))
+    assert checkpoint["history"][-1]["epoch"] == config.epochs
+    return model.get_weights(), (config.run_folder / "history.csv").read_text(), note
+
+
+def assert_same_result(config, expected):
+    weights, history, note = result_of(config)
+    assert history == expected[1]
+    assert note == expected[2]
+    for one, other in zip(weights, expected[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def on_call(number, function, then=interrupt):
+    """Returns a function that does as another, but is interrupted in its n-th call."""
+    calls = itertools.count(1)
+
+    def counting(*arguments, **options):
+        return (then if next(calls) == number else function)(*arguments, **options)
+
+    return counting
+
+
+# A run
+
+
+def test_a_run_leaves_what_the_next_steps_need(finished):
+    folder = finished.run_folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "history.csv",
+        "model.keras",
+    ]
+    assert json.loads((folder / "config.json").read_text()) == finished.to_dict()
+    history = train.read_history(folder)
+    assert history["epoch"].tolist() == [1, 2, 3]
+    measured = {"loss", "age_loss", "age_mae", "age_branch_accuracy", "gender_accuracy"}
+    assert measured | {f"val_{name}" for name in measured} <= set(history)
+
+
+def test_training_tells_each_epoch_and_learns_something(config):
+    seen = []
+    config = dataclasses.replace(config, epochs=8, learning_rate=0.01)
+    history = train.train(config, on_epoch=lambda frame: seen.append(len(frame)))
+    assert seen == list(range(1, 9))
+    assert history["loss"].iloc[-1] < 0.97 * history["loss"].iloc[0]
+    pd.testing.assert_frame_equal(history, train.read_history(config.run_folder))
+
+
+def test_the_model_file_tells_how_faces_must_be_cropped(finished):
+    _, note = load_model(finished.run_folder / "model.keras")
+    assert note["crop"] == {"crop_size": finished.crop_size, "margin": finished.margin}
+    assert note["config"] == finished.to_dict()
+    sizes = {s: len(FaceSet([finished.faces / "wiki"], s)) for s in ("train", "val")}
+    assert note["faces"] == sizes
+
+
+def test_the_model_file_holds_nothing_of_the_training(finished):
+    path = finished.run_folder / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        settings = archive.read("config.json").decode()
+    assert not json.loads(settings).get("compile_config")
+    assert "YearsOff" not in settings
+    assert path.stat().st_size < 0.8 * checkpoint_path(finished.run_folder).stat().st_size
+
+
+def test_the_model_file_is_the_model_of_the_last_epoch(finished, rng):
+    images = rng.integers(0, 256, (4, 64, 64, 3), np.uint8)
+    paths = finished.run_folder / "model.keras", checkpoint_path(finished.run_folder)
+    final, checkpoint = (load_model(path)[0].predict_on_batch(images) for path in paths)
+    for name in ("age", "age_branch", "gender"):
+        np.testing.assert_array_equal(final[name], checkpoint[name])
+
+
+@pytest.mark.slow
+def test_a_real_model_loads_without_agelib(trained):
+    code = """
+import sys
+sys.modules["agelib"] = sys.modules["efficientnet"] = None
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+outputs = model.predict_on_batch(np.zeros((2, 64, 64, 3), np.uint8))
+print(sorted((name, output.shape) for name, output in outputs.items()))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, trained.run_folder / "model.keras"],
+        cwd=trained.run_folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    expected = "[('age', (2, 85)), ('age_branch', (2, 5)), ('gender', (2, 2))]"
+    assert done.stdout.strip() == expected
+
+
+def test_a_batch_larger_than_the_set_is_cut_to_it(config):
+    history = train.train(dataclasses.replace(config, batch_size=1000, epochs=1), None, silent)
+    assert len(history) == 1
+    model, _ = load_model(checkpoint_path(config.run_folder))
+    assert int(model.optimizer.iterations) == 1
+
+
+def test_images_are_seen_at_another_size_if_asked_for(config):
+    train.train(dataclasses.replace(config, image_size=32, epochs=1), on_epoch=silent)
+    model, _ = load_model(config.run_folder / "model.keras")
+    assert model.input_shape == (None, 32, 32, 3)
+
+
+# Cut off and continued
+
+
+def test_two_runs_of_the_same_seed_are_the_same(config, uninterrupted):
+    train.train(config, on_epoch=silent)
+    assert_same_result(config, uninterrupted)
+
+
+def test_another_seed_gives_another_model(config, uninterrupted):
+    train.train(dataclasses.replace(config, seed=1), on_epoch=silent)
+    _, history, _ = result_of(config)
+    assert history != uninterrupted[1]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_stopped_after_any_epoch_it_ends_as_if_uninterrupted(config, uninterrupted, k):
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, on_epoch=on_call(k, silent))
+    assert not (config.run_folder / "model.keras").exists()
+    went_on_with = []
+    train.train(config, on_epoch=lambda history: went_on_with.append(len(history)))
+    assert went_on_with == list(range(k + 1, EPOCHS + 1))
+    assert_same_result(config, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        pytest.param("Progress.on_train_batch_end", 13, id="in the second epoch"),
+        pytest.param("save_model", 1, id="before the first checkpoint"),
+        pytest.param("atomic", 2, id="before the second history"),
+        pytest.param("atomic", EPOCHS, id="before the last history"),
+    ],
+)
+def test_stopped_at_any_point_it_ends_as_if_uninterrupted(
+    config, uninterrupted, monkeypatch, place, number
+):
+    original = operator.attrgetter(place)(callbacks)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"agelib.callbacks.{place}", on_call(number, original))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, on_epoch=silent)
+    train.train(config, on_epoch=silent)
+    assert_same_result(config, uninterrupted)
+
+
+def test_stopped_before_the_model_is_written_it_is_written_without_training(
+    config, uninterrupted, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, on_epoch=silent)
+    train.train(config, on_epoch=interrupt)
+    assert_same_result(config, uninterrupted)
+
+
+KILLED = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import build_tiny_model
+from agelib import callbacks, train
+from agelib.config import Config
+train.build_model = build_tiny_model
+replace, calls = os.replace, []
+def killed_before_the_second_checkpoint_gets_its_name(source, target):
+    calls.append(Path(target).name)
+    if calls.count("last.keras") == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = killed_before_the_second_checkpoint_gets_its_name
+config = Config.from_profile("sample", data=Path(sys.argv[1]), epochs=3, run="tiny",
+    batch_size=32, learning_rate=0.002)
+train.train(config, on_epoch=lambda history: None)
+"""
+
+
+@pytest.mark.slow
+def test_killed_without_warning_it_ends_as_if_uninterrupted(config, uninterrupted):
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(tests.parent)}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, config.data, tests], env=environment, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    train.train(config, on_epoch=silent)
+    assert_same_result(config, uninterrupted)
+
+
+def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")}
+    monkeypatch.setattr(train, "build_model", interrupt)
+    again = train.train(dataclasses.replace(finished, workers=7), on_epoch=interrupt)
+    assert len(again) == EPOCHS
+    assert {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")} == before
+
+
+def test_each_finished_epoch_is_on_drive_and_another_machine_goes_on_from_there(
+    config, uninterrupted, tmp_path
+):
+    remote = tmp_path / "drive" / "tiny"
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, remote, on_call(2, silent))
+    shutil.rmtree(config.run_folder)
+    drive.pull(remote, config.run_folder)
+    train.train(config, remote, silent)
+    assert_same_result(config, uninterrupted)
+    shutil.rmtree(config.run_folder)
+    drive.pull(remote, config.run_folder)
+    assert_same_result(config, uninterrupted)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 9}, "epochs 3, but 9"),
+        ({"learning_rate": 0.5}, "learning_rate 0.002, but 0.5"),
+        ({"backbone": "EfficientNetB3"}, "backbone EfficientNetB0, but EfficientNetB3"),
+        ({"seed": 4}, "seed 0, but 4"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings_only(finished, change, named):
+    with pytest.raises(AgelibError, match=f"Run tiny in .* has {named} is asked for"):
+        train.train(dataclasses.replace(finished, **change), on_epoch=interrupt)
+
+
+def test_a_run_that_could_not_begin_binds_nobody_to_its_settings(config, monkeypatch):
+    # The error's own advice is to use other weights.
+    def out_of_reach(backbone, image_size, weights):
+        raise AgelibError("imagenet weights cannot be had: use --weights none.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_model", out_of_reach)
+        with pytest.raises(AgelibError, match="cannot be had"):
+            train.train(dataclasses.replace(config, weights="imagenet"), on_epoch=silent)
+    assert len(train.train(config, on_epoch=silent)) == EPOCHS
+
+
+@pytest.fixture
+def relabelled(config, sample_faces):
+    """Cleans a few images again under other labels."""
+
+    def make(change):
+        config.faces.unlink()
+        table = clean.read_table("wiki", sample_faces)
+        table = change(table[table["reject"] == ""].iloc[:40].copy())
+        images = sample_faces.raw / "wiki_crop"
+        clean.clean_table(table, images, config.faces / "wiki", "wiki", config)
+        return config
+
+    return make
+
+
+def test_faces_of_one_gender_cannot_be_told_apart(relabelled):
+    config = relabelled(lambda table: table.assign(gender=1))
+    with pytest.raises(AgelibError, match=r"training faces are of gender Female: .*more data"):
+        train.train(config, on_epoch=silent)
+
+
+def test_faces_of_one_age_branch_cannot_be_told_apart(relabelled):
+    config = relabelled(lambda table: table.assign(age=30))
+    with pytest.raises(AgelibError, match="training faces are of age branch 24-39"):
+        train.train(config, on_epoch=silent)
+
+
+def test_a_set_without_val_faces_is_refused_before_training(relabelled, monkeypatch):
+    config = relabelled(lambda table: table.assign(split="train"))
+    monkeypatch.setattr(train, "build_model", interrupt)
+    with pytest.raises(AgelibError, match="holds no val faces"):
+        train.train(config, on_epoch=silent)
+
+
+def test_a_single_val_face_of_one_gender_is_enough(relabelled):
+    def split(table):
+        return table.assign(split=["val"] + ["train"] * (len(table) - 1))
+
+    config = relabelled(split)
+    assert len(FaceSet([config.faces / "wiki"], "val")) == 1
+    assert len(train.train(config, on_epoch=silent)) == EPOCHS
+
+
+def test_missing_faces_are_asked_for(config):
+    config.faces.unlink()
+    with pytest.raises(AgelibError, match="run the clean step"):
+        train.train(config, on_epoch=silent)
+
+
+def test_a_huge_learning_rate_ends_in_one_sentence(config):
+    hasty = dataclasses.replace(config, learning_rate=1e30)
+    with pytest.raises(AgelibError, match=r"no longer a number after epoch \d.*--learning-rate"):
+        train.train(hasty, on_epoch=silent)
+    assert not (config.run_folder / "model.keras").exists()
+
+
+def test_a_loss_that_is_no_number_keeps_the_epochs_before_it(config, monkeypatch, tiny_networks):
+    models, told = [], []
+
+    def remember(*arguments):
+        models.append(tiny_networks(*arguments))
+        return models[0]
+
+    def poison_after_two(history):
+        told.append(len(history))
+        if len(history) == 2:
+            kernel = models[0].get_layer("conv").kernel
+            kernel.assign(np.full(kernel.shape, np.nan))
+
+    monkeypatch.setattr(train, "build_model", remember)
+    with pytest.raises(AgelibError, match="no longer a number after epoch 2"):
+        train.train(config, on_epoch=poison_after_two)
+    assert told == [1, 2]
+    kept, note = load_model(checkpoint_path(config.run_folder))
+    assert [row["epoch"] for row in note["history"]] == [1, 2]
+    assert all(np.isfinite(weights).all() for weights in kept.get_weights())
+    assert not (config.run_folder / "model.keras").exists()
+
+
+def test_a_missing_history_is_asked_for(tmp_path):
+    with pytest.raises(AgelibError, match=r"history\.csv is missing: run the train step"):
+        train.read_history(tmp_path)
+
+
+# Rate and metric
+
+
+def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing(config, tiny_networks):
+    model = tiny_networks("EfficientNetB0", 32)
+    compile_model(model, dataclasses.replace(config, epochs=10, learning_rate=0.004), steps=20)
+    rate = model.optimizer._learning_rate
+    rates = np.array([float(rate(step)) for step in range(201)])
+    assert rates.max() == pytest.approx(0.004)
+    assert rates.argmax() == 20
+    assert rates[10] == pytest.approx(0.002)
+    assert (np.diff(rates[:21]) > 0).all()
+    assert (np.diff(rates[20:]) < 0).all()
+    assert rates[-1] == pytest.approx(0, abs=1e-7)
+
+
+def test_years_off_is_the_mean_distance_of_the_means():
+    one_hot = np.eye(85, dtype=np.float32)
+    metric = YearsOff()
+    metric.update_state(one_hot[[29, 9]], one_hot[[36, 4]])
+    assert float(metric.result()) == pytest.approx((7 + 5) / 2)
+    flat = np.zeros((1, 85), np.float32)
+    flat[0, [19, 39]] = 0.5  # its mean is 30
+    metric.update_state(one_hot[[29]], flat)
+    assert float(metric.result()) == pytest.approx((7 + 5 + 0) / 3)
+
+
+def test_years_off_is_restored_from_a_checkpoint():
+    metric = YearsOff(name="off")
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert isinstance(restored, YearsOff)
+    assert restored.name == "off"
