@@ -137,7 +137,8 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
 
     photos = find_photos(options["photos"])
     estimator = Estimator(options["model"] or steps.pull_model(config))
-    results = []
+    results: list[dict[str, Any]] = []
+    taken: dict[str, int] = {}
     for photo in photos:
         try:
             image = read_image(photo)
@@ -148,7 +149,9 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
         if options.get("output"):
             options["output"].mkdir(parents=True, exist_ok=True)
-            target = options["output"] / f"{photo.stem}.estimates.png"
+            taken[photo.stem] = taken.get(photo.stem, 0) + 1
+            number = f"-{taken[photo.stem]}" if taken[photo.stem] > 1 else ""
+            target = options["output"] / f"{photo.stem}{number}.estimates.png"
             annotate(image, estimates).savefig(target)
             result["picture"] = str(target)
         results.append(result)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import Config
+from agelib.faces import resize
 from agelib.files import read_json, sha256, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, read_utkface
 from agelib.shards import MANIFEST, FaceSet, read_manifest
@@ -76,24 +77,19 @@ def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dic
 
     Args:
         model: From `agelib.model`.
-        faces: Crops of the model's own size.
+        faces: Crops; they are resized to what the model sees.
         batch_size: Faces at a time.
 
     Returns:
         The model's outputs by name, each of shape (n, ...).
-
-    Raises:
-        AgelibError: If the crops are of another size than the model takes.
     """
-    size = model.input_shape[1]
-    if faces.crop_size != size:
-        raise AgelibError(
-            f"The model sees {size} pixels, but these faces have {faces.crop_size}: clean them "
-            f"with --crop-size {size}."
-        )
+    size = model.input_shape[1:3]
     steps = -(-len(faces) // batch_size)
     batches = tqdm(faces.batches(batch_size), f"evaluate {faces.split}", steps, unit=" batches")
-    outputs = [model.predict_on_batch(batch) for batch in batches]
+    outputs = [
+        model.predict_on_batch(np.stack([resize(image, size) for image in batch]))
+        for batch in batches
+    ]
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
 
@@ -119,11 +115,19 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     train_folders = [config.faces / name for name in config.train_sources]
     test_folder = config.faces / config.test_source
     model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
-    manifests = {folder.name: sha256(folder / MANIFEST) for folder in (*train_folders, test_folder)}
+    folders = (*train_folders, test_folder)
+    crops = {folder.name: read_manifest(folder)["crop"] for folder in folders}
+    manifests = {folder.name: sha256(folder / MANIFEST) for folder in folders}
     done = read_json(path) if path.exists() and model_path.exists() else {}
     if done.get("manifests") == manifests and done["model"]["sha256"] == sha256(model_path):
         return done
-    model, _ = load_model(model_path)
+    model, note = load_model(model_path)
+    for name, crop in crops.items():
+        if crop != note["crop"]:
+            raise AgelibError(
+                f"{config.faces / name} holds crops of {crop}, but {model_path} was made for "
+                f"{note['crop']}: clean again with those settings."
+            )
     splits = {}
     for split, folders in [
         ("train", train_folders),
@@ -164,6 +168,8 @@ def evaluate_folder(
         raise AgelibError(f"{images} holds no image named age_gender_race_date.jpg.")
     with tempfile.TemporaryDirectory() as scratch:
         manifest = clean_table(table, images, Path(scratch), Path(images).name, config)
+        if not manifest["counts"]["kept"]:
+            raise AgelibError(f"{images} has no image with a usable face.")
         faces = FaceSet([Path(scratch)], "test")
         return _report(metrics(faces, estimate(model, faces)), manifest, model_path)
 

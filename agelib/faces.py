@@ -85,6 +85,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scales an image to (width, height): averages when shrinking, interpolates when growing."""
+    if image.shape[1::-1] == tuple(size):
+        return image
     shrinks = size[0] < image.shape[1]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 

@@ -6,6 +6,7 @@ anywhere, without this package.
 
 import json
 import math
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,9 @@ def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
         path: A .keras file: a zip, to which the note is added as `agelib.json`.
         note: JSON content, such as the crop settings that prediction must use.
     """
-    with atomic(path) as partial:
-        whole = partial.with_suffix(".keras")
+    # Keras insists on the ending .keras, which a partial file does not have.
+    with atomic(path) as partial, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        whole = Path(scratch) / path.name
         model.save(whole)
         with zipfile.ZipFile(whole, "a") as archive:
             archive.writestr(_NOTE, json.dumps(note, indent=1))

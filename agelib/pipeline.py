@@ -3,6 +3,7 @@
 import numpy as np
 
 from agelib.backend import tf
+from agelib.faces import resize
 from agelib.labels import MAX_AGE, MIN_AGE
 from agelib.shards import FaceSet
 
@@ -70,15 +71,19 @@ def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.
         return np.array([faces.jpeg(i) for i in batch], dtype=object)
 
     def decode(jpeg: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_jpeg(jpeg, channels=3)
-        if faces.crop_size != image_size:
-            resized = tf.image.resize(image, (image_size, image_size), antialias=True)
-            image = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-        return tf.ensure_shape(image, (image_size, image_size, 3))
+        # The exact transform, so that training sees the very pixels that evaluation sees.
+        image = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.ensure_shape(image, (faces.crop_size, faces.crop_size, 3))
+
+    def resize_all(images: np.ndarray) -> np.ndarray:
+        return np.stack([resize(image, (image_size, image_size)) for image in images])
 
     def load(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         jpegs = tf.ensure_shape(tf.numpy_function(read, [batch], tf.string), (None,))
         images = tf.map_fn(decode, jpegs, fn_output_signature=tf.uint8)
+        if image_size != faces.crop_size:
+            images = tf.numpy_function(resize_all, [images], tf.uint8)
+            images = tf.ensure_shape(images, (None, image_size, image_size, 3))
         targets = {
             "age": tf.gather(distributions, tf.gather(ages, batch) - MIN_AGE),
             "age_branch": tf.gather(branches, batch),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -176,6 +178,8 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(image)
     axis.axis("off")
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
     for estimate in estimates:
         left, top, right, bottom = estimate.face.box
         axis.add_patch(
@@ -188,20 +192,34 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
                 edgecolor=_HIGHLIGHT,
             )
         )
-        axis.text(
-            np.clip(left, 0, width),
-            np.clip(top, 0.06 * height, height),
+        _label(
+            axis,
+            left,
+            top,
             f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
             f"({estimate.branch}: {estimate.branches.max():.0%})",
-            fontsize=9,
-            va="bottom",
-            color="black",
-            bbox={"facecolor": _HIGHLIGHT, "edgecolor": "none", "pad": 2, "alpha": 0.9},
         )
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
     return figure
 
 
-def _tidy(axis: Any) -> None:
+def _label(axis: Axes, x: float, y: float, text: str) -> None:
+    """Writes a label above a point of a picture, moved as far as it takes to lie inside."""
+    label = axis.text(
+        x,
+        y,
+        text,
+        fontsize=9,
+        va="bottom",
+        bbox={"facecolor": _HIGHLIGHT, "edgecolor": "none", "pad": 2, "alpha": 0.9},
+    )
+    canvas = FigureCanvasAgg(axis.figure)
+    extent = label.get_window_extent(canvas.get_renderer())
+    width, height = canvas.get_width_height()
+    shift_x = max(2 - extent.x0, 0) + min(width - 2 - extent.x1, 0)
+    shift_y = max(2 - extent.y0, 0) + min(height - 2 - extent.y1, 0)
+    place = np.add(axis.transData.transform((x, y)), (shift_x, shift_y))
+    label.set_position(axis.transData.inverted().transform(place))
+
+
+def _tidy(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from agelib import AgelibError
 from agelib.detector import PORTRAIT_CANVAS, FaceDetector
 from agelib.evaluate import mean_age
-from agelib.faces import Face, crop_face, read_image
+from agelib.faces import Face, crop_face, read_image, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import load_model
 
-PHOTO_CANVAS = 640
+# Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
+_CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
+PHOTO_CANVAS = _CANVASES[-1]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -73,7 +74,6 @@ class Estimator:
     def __init__(self, model_path: Path):
         self.model, note = load_model(model_path)
         self._crop = note["crop"]
-        self._image_size = self.model.input_shape[1]
         self._detector = FaceDetector()
 
     def predict(self, photo: Path | bytes | np.ndarray) -> list[Estimate]:
@@ -89,15 +89,17 @@ class Estimator:
             AgelibError: If the photo cannot be read.
         """
         image = photo if isinstance(photo, np.ndarray) else read_image(photo)
-        canvas_size = int(np.clip(max(image.shape[:2]), PORTRAIT_CANVAS, PHOTO_CANVAS))
+        long_side = max(image.shape[:2])
+        canvas_size = next((size for size in _CANVASES if size >= long_side), PHOTO_CANVAS)
         faces = self._detector.detect([image], canvas_size)[0]
         return self._judge(image, sorted(faces, key=lambda face: face.box[0]))
 
     def _judge(self, image: np.ndarray, faces: Sequence[Face]) -> list[Estimate]:
         if not faces:
             return []
-        crops = np.stack([self._resize(crop_face(image, face, **self._crop)) for face in faces])
-        outputs = self.model.predict_on_batch(crops)
+        size = self.model.input_shape[1:3]
+        crops = [resize(crop_face(image, face, **self._crop), size) for face in faces]
+        outputs = self.model.predict_on_batch(np.stack(crops))
         years = mean_age(outputs["age"])
         return [
             Estimate(face, float(age), ages, branches, genders)
@@ -105,11 +107,6 @@ class Estimator:
                 faces, years, outputs["age"], outputs["age_branch"], outputs["gender"], strict=True
             )
         ]
-
-    def _resize(self, crop: np.ndarray) -> np.ndarray:
-        if len(crop) == self._image_size:
-            return crop
-        return cv2.resize(crop, (self._image_size, self._image_size), interpolation=cv2.INTER_AREA)
 
 
 def find_photos(places: Sequence[Path]) -> list[Path]:
@@ -130,7 +127,8 @@ def find_photos(places: Sequence[Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _named(names: Sequence[str], probabilities: np.ndarray) -> dict[str, float]:

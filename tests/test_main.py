@@ -132,7 +132,7 @@ def test_weights_none_overrides_a_profile(asked):
     [
         (["--backbone", "ResNet50"], "agelib: backbone is 'ResNet50', but must be one of"),
         (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 16 to 600 pixels."),
-        (["--test-source", "faces"], "agelib: sources is"),
+        (["--test-source", "faces"], "agelib: test_source is 'faces', but must be"),
         (["--run", "a/b"], "agelib: run is 'a/b', but must be a plain name"),
         (["--epochs", "0"], "agelib: epochs is 0, but must be 1 or more."),
     ],

@@ -36,10 +36,6 @@ def next_machine(trained, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
-
-    def refuse(*arguments, **options):
-        raise AssertionError("this was done already")
-
     monkeypatch.setattr(train, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluate.estimate", refuse)
     monkeypatch.setattr(cleaning, "_detector", refuse)
@@ -47,6 +43,10 @@ def no_work(monkeypatch):
 
 def interrupt(*arguments, **options):
     raise KeyboardInterrupt
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("this was done already")
 
 
 def silent(history):
@@ -84,7 +84,7 @@ def test_an_archive_is_kept_on_drive(machine):
 def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     steps.download("utkface", machine)
     new_machine_after(machine)
-    monkeypatch.setattr(downloading, "_fetch_mirror", interrupt)
+    monkeypatch.setattr(downloading, "_fetch_mirror", refuse)
     assert any(steps.download("utkface", machine).iterdir())
 
 
@@ -134,7 +134,7 @@ def test_faces_come_back_from_drive(next_machine, no_work):
 
 
 def test_a_trained_run_comes_back_from_drive(next_machine, no_work):
-    assert len(steps.train(next_machine, interrupt)) == 2
+    assert len(steps.train(next_machine, refuse)) == 2
     assert (next_machine.run_folder / "model.keras").exists()
 
 
@@ -245,7 +245,7 @@ def test_epochs_made_here_are_not_replaced_by_older_ones_on_drive(short_run, tmp
     shutil.rmtree(short_run.drive / "runs")
     shutil.copytree(older, short_run.drive / "runs")
     newest = sha256(checkpoint_path(short_run.run_folder))
-    assert len(steps.train(short_run, interrupt)) == 2
+    assert len(steps.train(short_run, refuse)) == 2
     remote = short_run.drive / "runs" / "tiny"
     assert sha256(checkpoint_path(short_run.run_folder)) == newest
     assert sha256(checkpoint_path(remote)) == newest

@@ -78,12 +78,16 @@ def interrupt(*arguments, **options):
     raise KeyboardInterrupt
 
 
-def on_call(number, function, then=interrupt):
+def refuse(*arguments, **options):
+    raise AssertionError("there was nothing to do")
+
+
+def on_call(number, function):
     """Returns a function that does as another, but is interrupted in its n-th call."""
     calls = itertools.count(1)
 
     def counting(*arguments, **options):
-        return (then if next(calls) == number else function)(*arguments, **options)
+        return (interrupt if next(calls) == number else function)(*arguments, **options)
 
     return counting
 
@@ -229,7 +233,7 @@ def test_stopped_before_the_model_is_written_it_is_written_without_training(
         patch.setattr(train, "save_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.train(config, on_epoch=silent)
-    train.train(config, on_epoch=interrupt)
+    train.train(config, on_epoch=refuse)
     assert_same_result(config, uninterrupted)
 
 
@@ -268,8 +272,8 @@ def test_killed_without_warning_it_ends_as_if_uninterrupted(config, uninterrupte
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")}
-    monkeypatch.setattr(train, "build_model", interrupt)
-    again = train.train(dataclasses.replace(finished, workers=7), on_epoch=interrupt)
+    monkeypatch.setattr(train, "build_model", refuse)
+    again = train.train(dataclasses.replace(finished, workers=7), on_epoch=refuse)
     assert len(again) == EPOCHS
     assert {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")} == before
 
@@ -303,7 +307,7 @@ def test_each_finished_epoch_is_on_drive_and_another_machine_goes_on_from_there(
 )
 def test_a_run_goes_on_with_its_own_settings_only(finished, change, named):
     with pytest.raises(AgelibError, match=f"Run tiny in .* has {named} is asked for"):
-        train.train(dataclasses.replace(finished, **change), on_epoch=interrupt)
+        train.train(dataclasses.replace(finished, **change), on_epoch=refuse)
 
 
 def test_a_run_that_could_not_begin_binds_nobody_to_its_settings(config, monkeypatch):
@@ -347,7 +351,7 @@ def test_faces_of_one_age_branch_cannot_be_told_apart(relabelled):
 
 def test_a_set_without_val_faces_is_refused_before_training(relabelled, monkeypatch):
     config = relabelled(lambda table: table.assign(split="train"))
-    monkeypatch.setattr(train, "build_model", interrupt)
+    monkeypatch.setattr(train, "build_model", refuse)
     with pytest.raises(AgelibError, match="holds no val faces"):
         train.train(config, on_epoch=silent)
 
