@@ -2,10 +2,11 @@
 
 The six notebooks tell the story and these modules do the work:
 
-`config` settings · `labels` tables · `download` archives · `sample` a data set made on the spot ·
-`faces` detection and crops · `shards` the .npy format · `clean` images to shards · `drive` Google
-Drive · `pipeline` tf.data · `model` EfficientNet with two heads · `train` · `evaluate` ·
-`predict` · `plots`. `python -m agelib run` does it all from a terminal.
+`config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
+`faces` crops · `detector` MTCNN · `shards` the .npy format · `clean` images to shards · `drive`
+Google Drive · `pipeline` tf.data · `model` EfficientNet with two heads · `train`, `callbacks` ·
+`evaluate` · `predict` · `plots` · `steps` all of it in order, which is what the notebooks and
+`python -m agelib` call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
@@ -16,6 +17,8 @@ __version__ = "0.1.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 class AgelibError(Exception):

@@ -19,6 +19,14 @@ def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoints" / "last.keras"
 
 
+def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
+    """Writes a run's history, one row an epoch, to history.csv and returns it."""
+    table = pd.DataFrame(history)
+    with atomic(folder / "history.csv") as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
 class Reseed(keras.callbacks.Callback):
     """Gives every random layer a seed of its own for each epoch.
 
@@ -91,9 +99,7 @@ class Checkpoint(keras.callbacks.Callback):
         save_model(
             self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
         )
-        history = pd.DataFrame(self._history)
-        with atomic(self._folder / "history.csv") as partial:
-            history.to_csv(partial, index=False)
+        history = write_history(self._folder, self._history)
         if self._remote:
             drive.push(self._folder, self._remote)
         self._on_epoch(history)

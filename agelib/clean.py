@@ -134,14 +134,15 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
     """Returns what a shard's content depends on; shards of another head are not ours."""
     labels = table[["path", "age", "gender", "race", "split", "reject"]]
-    digests = pd.util.hash_pandas_object(labels.astype(str), index=False).to_numpy()
+    # As text, which is the same whatever pandas makes of missing numbers.
+    text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
     return {
         "format": shards.FORMAT,
         "dataset": name,
         "crop": {"crop_size": config.crop_size, "margin": config.margin},
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
-        "table": hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest(),
+        "table": hashlib.sha256(text.encode()).hexdigest(),
     }
 
 

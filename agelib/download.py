@@ -49,7 +49,7 @@ def fetch(name: str, config: Config) -> Path:
             f"try again later, or get it by hand from {archive.home} into a folder and name that "
             "folder in AGELIB_MIRROR."
         ) from error
-    _remember(target)
+    remember(target)
     return target
 
 
@@ -71,7 +71,7 @@ def extract(name: str, config: Config) -> Path:
         if target.is_dir():
             return target
         raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
-    origin = _known(source) or _remember(source)
+    origin = _known(source) or remember(source)
     if target.is_dir() and stamp.exists() and read_json(stamp) == origin:
         return target
     need_space(config.raw, 2 * source.stat().st_size)
@@ -230,8 +230,8 @@ def _known(target: Path) -> dict | None:
     return known if known["size"] == target.stat().st_size else None
 
 
-def _remember(target: Path) -> dict:
-    """Notes a verified file's size and SHA-256 beside it, so that nobody hashes it again."""
+def remember(target: Path) -> dict:
+    """Notes a verified archive's size and SHA-256 beside it, so that nobody fetches it again."""
     note = {"size": target.stat().st_size, "sha256": sha256(target)}
     write_json(target.with_name(f"{target.name}.json"), note)
     return note

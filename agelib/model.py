@@ -157,7 +157,10 @@ def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
         note: JSON content, such as the crop settings that prediction must use.
     """
     # Keras insists on the ending .keras, which a partial file does not have.
-    with atomic(path) as partial, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    with (
+        atomic(path) as partial,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,
+    ):
         whole = Path(scratch) / path.name
         model.save(whole)
         with zipfile.ZipFile(whole, "a") as archive:

@@ -17,7 +17,7 @@ from agelib import train as training
 from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.evaluate import evaluate_run
-from agelib.shards import damaged_shards, read_manifest
+from agelib.shards import MANIFEST, damaged_shards, read_manifest
 
 
 def download(name: str, config: Config) -> Path:
@@ -32,6 +32,7 @@ def download(name: str, config: Config) -> Path:
     local = config.raw / remote.name
     if not local.exists() and drive.holds(remote):
         drive.pull(remote, local)
+        downloading.remember(local)
     archive = downloading.fetch(name, config)
     drive.push(archive, remote)
     return downloading.extract(name, config)
@@ -42,8 +43,17 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
     Returns:
         The manifest.
+
+    Raises:
+        AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
+    asked = {"crop_size": config.crop_size, "margin": config.margin}
+    if (remote / MANIFEST).exists() and (crop := read_manifest(remote)["crop"]) != asked:
+        raise AgelibError(
+            f"{remote} holds crops of {crop}, but {asked} is asked for: use the same settings, or "
+            f"delete {remote} and {faces}."
+        )
     if not faces.exists() and drive.holds(remote):
         drive.pull(remote, faces)
     archive = _archive_on_drive(name, config)
@@ -67,6 +77,8 @@ def upload(name: str, config: Config) -> list[str]:
         AgelibError: If a shard here is damaged.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
+    if not (faces / MANIFEST).exists() and drive.holds(remote):
+        drive.pull(remote, faces)
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(
@@ -138,9 +150,17 @@ def pull_model(config: Config) -> Path:
 
 
 def _pull_run(config: Config) -> None:
-    """Fetches the run from Drive if it is not here; what is here is newer."""
-    if not config.run_folder.exists() and drive.holds(_run_on_drive(config)):
-        drive.pull(_run_on_drive(config), config.run_folder)
+    """Fetches the run from Drive if it got further there than here."""
+    remote = _run_on_drive(config)
+    if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
+        drive.pull(remote, config.run_folder)
+
+
+def _progress(folder: Path) -> tuple[bool, int]:
+    """Returns how far a run got: whether it is finished, and its epochs."""
+    history = folder / "history.csv"
+    epochs = len(pd.read_csv(history)) if history.exists() else 0
+    return (folder / "model.keras").exists(), epochs
 
 
 def _run_on_drive(config: Config) -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__, drive
 from agelib.backend import keras, tf
-from agelib.callbacks import Checkpoint, Progress, Reseed, checkpoint_path
+from agelib.callbacks import Checkpoint, Progress, Reseed, checkpoint_path, write_history
 from agelib.config import Config
 from agelib.files import read_json, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
@@ -47,6 +47,9 @@ def train(
     batch_size = min(config.batch_size, len(faces["train"]))
     steps = len(faces["train"]) // batch_size
     model, history = _begin(config, steps)
+    write_json(folder / "config.json", config.to_dict())
+    if history:
+        write_history(folder, history)
     first_epoch = len(history)
     note = _note(config, faces)
     stream = train_batches(faces["train"], batch_size, config.image_size, config.seed, first_epoch)
@@ -133,14 +136,12 @@ def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
 
 
 def _check_settings(config: Config) -> None:
-    """Notes a new run's settings, or makes sure that an old run goes on with its own."""
+    """Makes sure that a run goes on with its own settings."""
     path = config.run_folder / "config.json"
-    asked = config.to_dict()
     if not path.exists():
-        write_json(path, asked)
         return
     noted = read_json(path)
-    for name, value in asked.items():
+    for name, value in config.to_dict().items():
         if noted.get(name) != value:
             raise AgelibError(
                 f"Run {config.run} in {path.parent} has {name} {noted.get(name)}, but {value} is "

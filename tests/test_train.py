@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import itertools
 import json
 import operator
@@ -68,10 +69,12 @@ def result_of(config):
 
 def assert_same_result(config, expected):
     weights, history, note = result_of(config)
-    assert history == expected[1]
     assert note == expected[2]
+    one, other = (pd.read_csv(io.StringIO(text)) for text in (history, expected[1]))
+    # Threads add up in any order, which moves the last digits of a float32.
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
     for one, other in zip(weights, expected[0], strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def interrupt(*arguments, **options):
