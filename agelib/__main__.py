@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("evaluate", "predict"):
             command.add_argument("--json", action="store_true", help="print JSON and nothing else")
             command.add_argument("--model", type=Path, help="a model.keras; default: the run's")
-    evaluate, predict = commands.choices["evaluate"], commands.choices["predict"]
+    clean, evaluate, predict = (commands.choices[name] for name in ("clean", "evaluate", "predict"))
+    clean.add_argument(
+        "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
+    )
     evaluate.add_argument("--images", type=Path, help="a folder of images named as in UTKFace")
     predict.add_argument("photos", type=Path, nargs="+", help="image files or folders")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
@@ -65,8 +68,10 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
         command.add_argument(flag, nargs="+", help=text)
     elif name == "data":
         command.add_argument(flag, type=Path, help=text)
+    elif isinstance(field.default, bool):
+        command.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
-        kinds = {"image_size": int, "learning_rate": float}
+        kinds = {"image_size": int, "learning_rate": float, "drop_connect_rate": float}
         known = type(field.default) if isinstance(field.default, int | float) else str
         command.add_argument(flag, type=kinds.get(name, known), help=text)
 
@@ -83,6 +88,9 @@ def _clean(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
 
     for name in config.sources:
+        if options.get("verify"):
+            damaged = steps.verify(name, config)
+            print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}", flush=True)
         counts = steps.clean(name, config)["counts"]
         print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
 
@@ -157,9 +165,11 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         results.append(result)
     if options["json"]:
         print(json.dumps(results, indent=1))
-        return
-    for result in results:
-        _print_faces(result)
+    else:
+        for result in results:
+            _print_faces(result)
+    if all("error" in result for result in results):
+        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
 
 
 def _print_faces(result: dict[str, Any]) -> None:

@@ -1,9 +1,18 @@
-"""The archives as their authors publish them: where they are, what they hold, what is allowed."""
+"""The archives as their authors publish them: where they are, what is allowed, how to open them."""
 
-from collections.abc import Sequence
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
+
+from agelib import AgelibError
+from agelib.files import Checksum, verify
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 
@@ -70,3 +79,82 @@ def describe(names: Sequence[str]) -> pd.DataFrame:
         for name, a in ((name, ARCHIVES[name]) for name in names)
     ]
     return pd.DataFrame(rows).set_index("data set").round(1)
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Replaces a folder by the one of the same name in an archive: it is there whole or not at all.
+
+    What would land outside the folder, links and devices are refused.
+
+    Raises:
+        AgelibError: If the archive is damaged, unsafe or another one.
+    """
+    # A sibling of the target, so that the last step is a mere rename; always the same one, so that
+    # whatever a killed process left there goes away.
+    scratch = target.with_name(f".{target.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with _whole(source) as tar:
+            for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
+                tar.extract(member, scratch / "new", filter=_only_files)
+        unpacked = scratch / "new" / target.name
+        if not unpacked.is_dir():
+            raise AgelibError(f"{source} holds no folder {target.name}: it is another archive.")
+        if target.exists():
+            target.rename(scratch / "old")
+        unpacked.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check(source: Path, checksum: Checksum) -> None:
+    """Makes sure that an archive is the right one or, where no checksum is known, that it is whole.
+
+    Raises:
+        AgelibError: If it is not.
+    """
+    try:
+        verify(source, checksum)
+    except OSError as error:
+        raise AgelibError(
+            f"{source} is not the right archive ({error}): complete it, or delete it, and run the "
+            "download step again."
+        ) from error
+    if checksum is None:
+        with _whole(source) as tar:
+            for _ in tar:
+                pass
+
+
+@contextmanager
+def _whole(source: Path) -> Iterator[tarfile.TarFile]:
+    """Opens an archive whose members are then read, and names whatever is wrong with it."""
+    try:
+        with tarfile.open(source) as tar:
+            yield tar
+            _check_end(tar)
+    except tarfile.FilterError as error:
+        raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        reason = str(error).split("\n")[0].rstrip(":")
+        raise AgelibError(
+            f"{source} is damaged ({reason}): delete it and run the download step again."
+        ) from error
+
+
+def _only_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Refuses what no data set holds, where the "data" filter would defuse it."""
+    if member.name.startswith("/"):
+        raise tarfile.AbsolutePathError(member)
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Makes sure that the archive goes to its end: `tarfile` takes a damaged header for one."""
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends too early")
+    while tar.fileobj.read(2**20):  # gzip checks its checksum at the end
+        pass

@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from agelib import drive
-from agelib.backend import keras
+from agelib.backend import keras, tf
 from agelib.files import atomic
 from agelib.model import save_model
 
@@ -55,10 +55,11 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Opens the bar where training begins or goes on."""
+        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         self._bar = tqdm(
             total=self._epochs * self._steps,
             initial=int(self.model.optimizer.iterations),
-            desc="train",
+            desc=f"train on {device}",
             unit=" steps",
         )
 
@@ -94,6 +95,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes the files, sends them to Drive, and tells the caller."""
         values = {name: float(value) for name, value in logs.items()}
         if not all(map(math.isfinite, values.values())):
+            self.model.stop_training = True
             return
         self._history.append({"epoch": epoch + 1, **values})
         save_model(

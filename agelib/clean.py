@@ -5,7 +5,6 @@ depends on its rows and the crop settings alone, so that any number of processes
 side, and a run that was cut off goes on with the units that are not finished.
 """
 
-import functools
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -13,18 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
 
 from agelib import AgelibError, shards
 from agelib.archives import ARCHIVES
 from agelib.config import Config
-from agelib.detector import BATCH, PORTRAIT_CANVAS, FaceDetector
-from agelib.faces import Rejected, choose_face, crop_face, read_image
+from agelib.crops import crop_images
+from agelib.faces import PORTRAIT_CANVAS, Rejected
 from agelib.files import need_space, read_json, write_json
 from agelib.labels import (
+    BRANCH_NAMES,
+    GENDERS,
+    age_branch,
     count_reasons,
     person_hash,
     read_imdb_wiki,
@@ -99,13 +100,18 @@ def clean_table(
         AgelibError: If the folder holds crops made with other settings or from other images.
     """
     units = _units(table)
-    need_space(folder, 2 * sum(len(rows) for rows in units.values()) * config.crop_size**2)
     head = _head(table, name, config)
     done = _finished(folder, head)
     todo = {stem: rows for stem, rows in units.items() if stem not in done}
+    if not todo and (folder / shards.MANIFEST).exists():
+        return shards.read_manifest(folder)
+    need_space(folder, sum(len(rows) for rows in todo.values()) * config.crop_size**2)
     parts = folder / PARTS
-    jobs = (delayed(_clean_unit)(rows, images, folder, stem, head) for stem, rows in todo.items())
-    workers = min(config.workers, max(1, len(todo)))
+    workers = min(effective_n_jobs(config.workers), max(1, len(todo)))
+    jobs = (
+        delayed(_clean_unit)(rows, images, folder, stem, head, alone=workers == 1)
+        for stem, rows in todo.items()
+    )
     total = sum(len(rows) for rows in units.values())
     with tqdm(total=total, desc=f"clean {name}", unit=" images") as bar:
         bar.update(sum(shard["rows"] for shard in done.values()))
@@ -119,6 +125,29 @@ def clean_table(
     write_json(folder / shards.MANIFEST, manifest)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def kept_by_group(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Counts a data set's images before and after cleaning, by age branch and by gender.
+
+    Args:
+        table: As `read_table` returns it.
+        folder: The shards that `clean` made of it.
+
+    Returns:
+        For each branch and gender the images that passed the metadata rules (`usable`), those of
+        them that became faces (`kept`), and their `share`.
+    """
+    usable = table[table["reject"] == ""]
+    rejected = pd.read_csv(folder / "rejected.csv", keep_default_na=False)
+    kept = ~usable["path"].isin(rejected["path"])
+    groups = [
+        pd.Categorical.from_codes(age_branch(usable["age"].to_numpy(int)), BRANCH_NAMES),
+        pd.Categorical.from_codes(usable["gender"].to_numpy(int), GENDERS),
+    ]
+    counts = [kept.groupby(group, observed=False).agg(["size", "sum"]) for group in groups]
+    counts = pd.concat(counts).set_axis(["usable", "kept"], axis=1)
+    return counts.assign(share=(counts["kept"] / counts["usable"]).round(3))
 
 
 def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -139,7 +168,7 @@ def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
     return {
         "format": shards.FORMAT,
         "dataset": name,
-        "crop": {"crop_size": config.crop_size, "margin": config.margin},
+        "crop": config.crop,
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
         "table": hashlib.sha256(text.encode()).hexdigest(),
@@ -167,50 +196,24 @@ def _finished(folder: Path, head: dict) -> dict[str, dict]:
     }
 
 
-@functools.cache
-def _detector() -> FaceDetector:
-    return FaceDetector()
-
-
 def _clean_unit(
-    rows: pd.DataFrame, images: Path, folder: Path, stem: str, head: dict
+    rows: pd.DataFrame, images: Path, folder: Path, stem: str, head: dict, alone: bool
 ) -> tuple[str, dict]:
     """Writes one shard and, last, the note that says it is whole."""
+    records = rows.to_dict("records")
+    paths = [Path(images) / row["path"] for row in records]
     jpegs, kept, rejected = [], [], []
-    for start in range(0, len(rows), BATCH):
-        batch = rows.iloc[start : start + BATCH].to_dict("records")
-        for row, result in zip(batch, _crop_batch(batch, images, head["crop"]), strict=True):
-            if isinstance(result, Rejected):
-                rejected.append([row["path"], result.reason])
-                continue
-            race = -1 if pd.isna(row["race"]) else row["race"]
-            kept.append(row | {"race": race, "person": person_hash(row["person"])})
-            jpegs.append(shards.encode_jpeg(result))
+    for row, result in zip(records, crop_images(paths, head["crop"], alone), strict=True):
+        if isinstance(result, Rejected):
+            rejected.append([row["path"], result.reason])
+            continue
+        race = -1 if pd.isna(row["race"]) else row["race"]
+        kept.append(row | {"race": race, "person": person_hash(row["person"])})
+        jpegs.append(result)
     files = shards.write_shard(folder, stem, jpegs, kept)
     shard = {"rows": len(rows), "faces": len(kept), "files": files, "rejected": rejected}
     write_json(folder / PARTS / f"{stem}.json", head | {"shards": {stem: shard}})
     return stem, shard
-
-
-def _crop_batch(
-    batch: list[dict], folder: Path, crop: dict[str, Any]
-) -> list[np.ndarray | Rejected]:
-    """Returns for each row its face crop, or why there is none."""
-    results: list[np.ndarray | Rejected] = []
-    for row in batch:
-        try:
-            results.append(read_image(Path(folder) / row["path"]))
-        except Rejected as reason:
-            results.append(reason)
-    readable = [i for i, image in enumerate(results) if not isinstance(image, Rejected)]
-    found = _detector().detect([results[i] for i in readable])
-    for i, faces in zip(readable, found, strict=True):
-        try:
-            face = choose_face(faces, results[i].shape)
-            results[i] = crop_face(results[i], face, **crop)
-        except Rejected as reason:
-            results[i] = reason
-    return results
 
 
 def _manifest(table: pd.DataFrame, done: dict[str, dict], head: dict) -> dict[str, Any]:

@@ -43,12 +43,16 @@ class Config:
     weights: str | None = _setting(None, "none, imagenet, noisy-student, or a .keras or .h5 file")
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
-    margin: float = _setting(0.3, "widening of the face box on each side, in box widths")
+    margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
+    align: bool = _setting(False, "turn each face so that its eyes are level")
     val_fraction: float = _setting(0.15, "share of the train persons kept for validation")
     epochs: int = _setting(12, "passes over the train faces")
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
         None, "peak learning rate; default: 3e-3 from scratch, 1e-3 from weights"
+    )
+    drop_connect_rate: float | None = _setting(
+        None, "how often the last block is left out; default: 0 from scratch, 0.2 from weights"
     )
     seed: int = _setting(0, "seed of initial weights, shuffling and augmentation")
     run: str = _setting("sample", "name of the run; its folder is runs/<name>")
@@ -72,6 +76,9 @@ class Config:
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 1e-3 if self.weights else 3e-3)
+        if self.drop_connect_rate is None:
+            # Few epochs from scratch learn too little, not too much.
+            object.__setattr__(self, "drop_connect_rate", 0.2 if self.weights else 0.0)
         train, test, known = set(self.train_sources), self.test_source, f"from {', '.join(SOURCES)}"
         checks = [
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
@@ -85,6 +92,7 @@ class Config:
             (self.epochs >= 1, "epochs", "1 or more"),
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
+            (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
             (self.workers >= 1, "workers", "1 or more"),
             (
                 Path(self.run).name == self.run not in ("", ".."),
@@ -157,6 +165,11 @@ class Config:
     def sources(self) -> tuple[str, ...]:
         """Every data set this configuration needs, train sources first."""
         return tuple(dict.fromkeys((*self.train_sources, self.test_source)))
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """What a face crop depends on, as manifests and model files note it."""
+        return {"crop_size": self.crop_size, "margin": self.margin, "align": self.align}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON types, without those that are this machine's affair."""

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from agelib.backend import tf
-from agelib.faces import Face, resize
+from agelib.faces import PORTRAIT_CANVAS, Face, resize
 
-PORTRAIT_CANVAS = 96
 MIN_CONFIDENCE = 0.8
 BATCH = 64
 

@@ -4,6 +4,7 @@ On Colab, Drive is a folder once it is mounted; elsewhere any folder stands for 
 there holds a `SHA256SUMS` file (as `sha256sum -c` reads it) that names what has arrived whole.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import Config, on_colab
-from agelib.files import atomic, need_space, sha256
+from agelib.files import atomic, need_space, remove_partials, sha256
 
 _SUMS = "SHA256SUMS"
 _MOUNT_POINT = "/content/drive"
@@ -66,6 +67,7 @@ def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
+    _check_mounted(remote)
     if not local.exists():
         raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
     if local.is_dir():
@@ -102,6 +104,7 @@ def pull(remote: Path, local: Path) -> list[str]:
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
+    _check_mounted(remote)
     sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
     if not sums and remote.name in _read_sums(remote.parent):
         sums = {(remote, local): _read_sums(remote.parent)[remote.name]}
@@ -121,6 +124,7 @@ def pull(remote: Path, local: Path) -> list[str]:
 
 def remove(remote: Path, folder: str) -> None:
     """Removes a folder inside a pushed folder, and what `SHA256SUMS` says of it."""
+    _check_mounted(remote)
     shutil.rmtree(remote / folder, ignore_errors=True)
     sums = _read_sums(remote)
     _write_sums(remote, {name: sums[name] for name in sums if not name.startswith(f"{folder}/")})
@@ -128,11 +132,23 @@ def remove(remote: Path, folder: str) -> None:
 
 def holds(remote: Path) -> bool:
     """Tells whether Drive holds a file or a folder that was pushed there."""
+    _check_mounted(remote)
     return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
+
+
+def _check_mounted(remote: Path) -> None:
+    """Refuses the plain folder that Colab loses when it lies where Google Drive should be."""
+    if on_colab() and remote.is_relative_to(_MOUNT_POINT) and not os.path.ismount(_MOUNT_POINT):
+        raise AgelibError(
+            f"Google Drive is not mounted at {_MOUNT_POINT}, so {remote} would not last: run the "
+            "notebook's cell with drive.mount(config) first, since the command line on Colab "
+            "cannot mount Drive by itself."
+        )
 
 
 def _copy(source: Path, target: Path, digest: str) -> None:
     try:
+        remove_partials(target)
         with atomic(target) as partial:
             shutil.copyfile(source, partial)
             if sha256(partial) != digest:
@@ -173,6 +189,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    remove_partials(folder / _SUMS)
     with atomic(folder / _SUMS) as partial:
         partial.write_text(
             "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8"

@@ -3,7 +3,9 @@
 Images are RGB, uint8, of shape (height, width, 3), everywhere.
 """
 
+import contextlib
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,14 @@ from PIL import Image, ImageOps
 from agelib import AgelibError
 
 MAX_PIXELS = 100_000_000
+# Those alone: for others Pillow starts programs (Ghostscript) or tries forty decoders.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Odd EXIF entries, large images; what matters is an error. Here, as the filters of a single call
+# are not safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+PORTRAIT_CANVAS = 96  # pixels per side that suffice to find the face of a portrait
 MIN_FACE = 20  # pixels of the original image; less holds no age
+_MIN_INSIDE = 0.5
 _RIVAL_AREA = 0.5
 _RIVAL_DISTANCE = 0.15
 
@@ -41,6 +50,19 @@ class Face:
         """The longer side of the box in pixels."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
+    @property
+    def tilt(self) -> float:
+        """The angle of the line through the eyes in degrees; above 0 if the right one is lower."""
+        x, y = self.landmarks[1] - self.landmarks[0]
+        return math.degrees(math.atan2(y, x))
+
+    def inside(self, shape: tuple[int, ...]) -> float:
+        """Returns the share of the box, 0 to 1, that lies in an image of this shape."""
+        left, top, right, bottom = self.box
+        width = min(right, shape[1]) - max(left, 0)
+        height = min(bottom, shape[0]) - max(top, 0)
+        return max(0.0, width) * max(0.0, height) / ((right - left) * (bottom - top))
+
 
 class Rejected(AgelibError):
     """An image that cannot be used; `reason` is a word for the table."""
@@ -50,11 +72,12 @@ class Rejected(AgelibError):
         self.reason = reason
 
 
-def read_image(source: Path | bytes) -> np.ndarray:
+def read_image(source: Path | bytes, max_side: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image of any common format upright, as its EXIF orientation says.
 
     Args:
         source: A file's path, or its bytes.
+        max_side: Images with a longer side than this are scaled down to it.
 
     Returns:
         RGB uint8 of shape (height, width, 3).
@@ -63,24 +86,34 @@ def read_image(source: Path | bytes) -> np.ndarray:
         Rejected: For the reason "unreadable", if it is no image, cut short or too large.
     """
     name = "the image" if isinstance(source, bytes) else source
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
-            # Odd EXIF entries and large images; what matters comes as an error below.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"more than {MAX_PIXELS // 1_000_000} megapixels")
-                return _to_rgb(ImageOps.exif_transpose(image))
-    # Pillow's decoders raise nearly anything on damaged files.
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            # A JPEG need not be decoded at full size in the first place.
+            image.draft(None, (max_side, max_side))
+            rgb = _to_rgb(image)
+            rgb.thumbnail((max_side, max_side))
+            return np.asarray(rgb)
+    # Pillow's decoders raise nearly anything on damaged files, and say it in terms of their own.
     except Exception as error:
-        raise Rejected("unreadable", f"{name} cannot be read as an image ({error}).") from error
+        if isinstance(error, Image.DecompressionBombError):
+            why = f"more than {MAX_PIXELS // 1_000_000} megapixels"
+        else:
+            why = getattr(error, "strerror", None) or "damaged, or of no common format"
+        raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes an image and turns it upright, without a copy where it can do without."""
+    image.load()
+    # Damaged EXIF is no reason to lose a photo.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits per pixel
-        pixels = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(pixels[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -100,7 +133,7 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
 
     Raises:
         Rejected: "no_face"; "ambiguous" if another face is about as large and as central;
-            "small_face" below 20 pixels.
+            "small_face" below 20 pixels; "cut_off" if much of it lies outside the image.
     """
     if not faces:
         raise Rejected("no_face", "The image has no face that MTCNN finds.")
@@ -117,11 +150,15 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
             raise Rejected("ambiguous", "The image has two faces that it could be about.")
     if chosen.size < MIN_FACE:
         raise Rejected("small_face", f"The face is smaller than {MIN_FACE} pixels.")
+    if chosen.inside(shape) < _MIN_INSIDE:
+        raise Rejected("cut_off", "Much of the face lies outside the image.")
     return chosen
 
 
-def crop_face(image: np.ndarray, face: Face, crop_size: int, margin: float) -> np.ndarray:
-    """Cuts out a face: its box made square, widened on each side, scaled to `crop_size`.
+def crop_face(
+    image: np.ndarray, face: Face, crop_size: int, margin: float, align: bool = False
+) -> np.ndarray:
+    """Cuts out a face: its box made square, widened, scaled.
 
     Where the square leaves the image, the image's border is repeated.
 
@@ -130,16 +167,28 @@ def crop_face(image: np.ndarray, face: Face, crop_size: int, margin: float) -> n
         face: A face of this image.
         crop_size: Pixels per side of the result.
         margin: Widening on each side, in box widths.
+        align: Whether to turn the face so that its eyes are level.
 
     Returns:
         RGB uint8 of shape (crop_size, crop_size, 3).
     """
     left, top, right, bottom = face.box
-    half = face.size * (0.5 + margin)
-    x, y = (left + right) / 2, (top + bottom) / 2
-    side = max(1, round(2 * half))
-    x0, y0 = round(x - half), round(y - half)
+    centre = (left + right) / 2, (top + bottom) / 2
+    side = face.size * (1 + 2 * margin)
+    if not align:
+        return resize(_cut_square(image, centre, side), (crop_size, crop_size))
+    # Turned at its own resolution, and scaled after that: scaling averages, turning does not.
+    wide = _cut_square(image, centre, side * math.sqrt(2))
+    middle = (wide.shape[1] - 1) / 2, (wide.shape[0] - 1) / 2
+    turn = cv2.getRotationMatrix2D(middle, face.tilt, 1)
+    level = cv2.warpAffine(wide, turn, wide.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    return resize(_cut_square(level, np.add(middle, 0.5), side), (crop_size, crop_size))
+
+
+def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:
+    x0, y0 = (round(middle - side / 2) for middle in centre)
+    steps = np.arange(max(1, round(side)))
     height, width = image.shape[:2]
-    rows = np.clip(np.arange(y0, y0 + side), 0, height - 1)
-    columns = np.clip(np.arange(x0, x0 + side), 0, width - 1)
-    return resize(image[rows[:, None], columns], (crop_size, crop_size))
+    rows = np.clip(y0 + steps, 0, height - 1)
+    columns = np.clip(x0 + steps, 0, width - 1)
+    return image[rows[:, None], columns]

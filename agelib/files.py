@@ -1,5 +1,6 @@
 """Files that are whole or absent, and their checksums."""
 
+import glob
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from agelib import AgelibError
+
+# Algorithm and hexadecimal digest of a file for which they are known.
+Checksum = tuple[str, str] | None
 
 
 @contextmanager
@@ -26,6 +30,12 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(path: Path) -> None:
+    """Removes what killed processes left of a file; nobody else may be writing it right now."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part*"):
         partial.unlink(missing_ok=True)
 
 
@@ -58,6 +68,16 @@ def sha256(path: Path) -> str:
     return hash_file(path, "sha256")
 
 
+def verify(path: Path, checksum: Checksum) -> None:
+    """Makes sure that a file has its checksum, if that is known.
+
+    Raises:
+        OSError: If it has another one.
+    """
+    if checksum and hash_file(path, checksum[0]) != checksum[1]:
+        raise OSError(f"it does not have the {checksum[0].upper()} {checksum[1]}")
+
+
 def need_space(folder: Path, size: int) -> None:
     """Makes sure that `size` bytes fit into a folder before work starts.
 
@@ -69,5 +89,5 @@ def need_space(folder: Path, size: int) -> None:
     if free < size:
         raise AgelibError(
             f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
-            "make room, or choose another folder with --data or AGELIB_DATA."
+            "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
         )

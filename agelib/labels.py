@@ -29,7 +29,15 @@ MIN_FACE_SCORE = 1.0
 _UTKFACE_NAME = re.compile(
     r"(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?", re.IGNORECASE
 )
-_COLUMNS = ("full_path", "photo_taken", "dob", "gender", "face_score", "second_face_score")
+_COLUMNS = (
+    "full_path",
+    "photo_taken",
+    "dob",
+    "gender",
+    "name",
+    "face_score",
+    "second_face_score",
+)
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
 
@@ -117,7 +125,7 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
             "age": pd.array(age, dtype="Int64"),
             # The file's 1 is male; ours is female.
             "gender": pd.array(np.where(np.isnan(male), np.nan, 1 - male)).astype("Int8"),
-            "person": [Path(path).name.split("_")[0] for path in paths],
+            "person": _persons(columns["name"], columns["dob"], paths),
             "race": pd.array([pd.NA] * len(paths), dtype="Int8"),
         }
     )
@@ -133,6 +141,19 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
         "",
     )
     return table
+
+
+def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[str]:
+    """Identifies people by name and day of birth, which WIKI and IMDB share, unlike their ids.
+
+    The page or actor id in the file name stands in where there is no name.
+    """
+    return [
+        f"{' '.join(name.casefold().split())} {birth}"
+        if isinstance(name, str) and name.strip()
+        else Path(path).name.split("_")[0]
+        for name, birth, path in zip(names, births, paths, strict=True)
+    ]
 
 
 def read_utkface(folder: Path) -> pd.DataFrame:

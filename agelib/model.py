@@ -28,7 +28,7 @@ _SCALING = {
     "EfficientNetB7": (3.1, 0.5),
 }
 _B0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
-_DROP_CONNECT = 0.2
+DROP_CONNECT_RATE = 0.2
 # What the ImageNet weights were trained with, on pixels of 0 to 1.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -38,7 +38,11 @@ _NOTE = "agelib.json"
 
 
 def build_model(
-    backbone: str, image_size: int, weights: str | None = None, augment: bool = True
+    backbone: str,
+    image_size: int,
+    weights: str | None = None,
+    augment: bool = True,
+    drop_connect_rate: float = DROP_CONNECT_RATE,
 ) -> keras.Model:
     """Builds the network that estimates age and gender from a face.
 
@@ -48,6 +52,7 @@ def build_model(
         weights: None, "imagenet", "noisy-student", or the path of a model of this kind (.keras)
             or of EfficientNet weights without top (.h5).
         augment: Whether training images are varied.
+        drop_connect_rate: As for `build_backbone`.
 
     Returns:
         A model that takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3) and gives a
@@ -60,15 +65,14 @@ def build_model(
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = inputs
     if augment:
-        for layer in _augmentation():
-            x = layer(x)
+        x = _augmentation()(x)
     x = keras.layers.Rescaling(
         [1 / (255 * std) for std in _STD],
         [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
         name="normalisation",
     )(x)
     from_backbone = weights if not str(weights).endswith(".keras") else None
-    x = build_backbone(backbone, image_size, from_backbone)(x)
+    x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     x = keras.layers.Dropout(_SCALING[backbone][1], name="dropout")(x)
     age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(x)
@@ -86,7 +90,12 @@ def build_model(
     return model
 
 
-def build_backbone(name: str, image_size: int, weights: str | None = None) -> keras.Model:
+def build_backbone(
+    name: str,
+    image_size: int,
+    weights: str | None = None,
+    drop_connect_rate: float = DROP_CONNECT_RATE,
+) -> keras.Model:
     """Builds an EfficientNet without its top, on the `efficientnet` package.
 
     The package's own activation and dropout classes are exchanged for Keras' equal ones, and its
@@ -97,6 +106,8 @@ def build_backbone(name: str, image_size: int, weights: str | None = None) -> ke
         name: "EfficientNetB0" to "EfficientNetB7".
         image_size: Pixels per side.
         weights: None, "imagenet", "noisy-student" or the path of an .h5 file.
+        drop_connect_rate: How often training leaves out the last block; block by block the rate
+            rises evenly from 0 to this.
 
     Returns:
         A model from normalised RGB to features of shape (batch, h, w, channels).
@@ -114,7 +125,7 @@ def build_backbone(name: str, image_size: int, weights: str | None = None) -> ke
             include_top=False,
             weights=None if weights == "imagenet" else weights,
             input_shape=shape,
-            drop_connect_rate=_DROP_CONNECT * sum(_B0_BLOCKS) / blocks,
+            drop_connect_rate=drop_connect_rate * sum(_B0_BLOCKS) / blocks,
         )
         backbone = keras.models.clone_model(network, clone_function=_plain)
         backbone.set_weights(network.get_weights())
@@ -186,18 +197,20 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         ) from error
 
 
-def _augmentation() -> list[keras.layers.Layer]:
+def _augmentation() -> keras.Sequential:
     """Returns the layers that vary training images, and do nothing otherwise.
 
-    Colour above all: old photos are grey, and a network that takes grey for old is wrong elsewhere.
+    Old photos are grey, soft and differently lit; a network that takes these for age is wrong
+    elsewhere.
     """
-    return [
+    layers = [
         keras.layers.RandomFlip("horizontal", name="flip"),
-        keras.layers.RandomGrayscale(0.2, name="grey"),
-        keras.layers.RandomSaturation((0.3, 0.7), value_range=(0, 255), name="saturation"),
-        keras.layers.RandomBrightness(0.2, value_range=(0, 255), name="brightness"),
-        keras.layers.RandomContrast(0.3, value_range=(0, 255), name="contrast"),
+        keras.layers.RandomGrayscale(0.1, name="grey"),
+        keras.layers.RandomBrightness(0.1, value_range=(0, 255), name="brightness"),
+        keras.layers.RandomContrast(0.2, value_range=(0, 255), name="contrast"),
+        keras.layers.RandomSharpness((0, 1), value_range=(0, 255), name="sharpness"),
     ]
+    return keras.Sequential(layers, name="augmentation")
 
 
 def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from agelib import AgelibError
-from agelib.detector import PORTRAIT_CANVAS, FaceDetector
+from agelib.detector import FaceDetector
 from agelib.evaluate import mean_age
-from agelib.faces import Face, crop_face, read_image, resize
+from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, read_image, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import load_model
 

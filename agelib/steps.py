@@ -48,11 +48,10 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    asked = {"crop_size": config.crop_size, "margin": config.margin}
-    if (remote / MANIFEST).exists() and (crop := read_manifest(remote)["crop"]) != asked:
+    if (remote / MANIFEST).exists() and (crop := read_manifest(remote)["crop"]) != config.crop:
         raise AgelibError(
-            f"{remote} holds crops of {crop}, but {asked} is asked for: use the same settings, or "
-            f"delete {remote} and {faces}."
+            f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
+            f"settings, or delete {remote} and {faces}."
         )
     if not faces.exists() and drive.holds(remote):
         drive.pull(remote, faces)
@@ -65,6 +64,22 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     )
     upload(name, config)
     return manifest
+
+
+def verify(name: str, config: Config) -> list[str]:
+    """Hashes every shard, and removes the damaged ones so that `clean` makes them anew.
+
+    Returns:
+        The names of the damaged shards.
+    """
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    if not faces.exists() and drive.holds(remote):
+        drive.pull(remote, faces)
+    damaged = damaged_shards(faces) if (faces / MANIFEST).exists() else []
+    for shard in damaged:
+        for file in read_manifest(faces)["shards"][shard]["files"]:
+            (faces / file).unlink(missing_ok=True)
+    return damaged
 
 
 def upload(name: str, config: Config) -> list[str]:
@@ -82,8 +97,8 @@ def upload(name: str, config: Config) -> list[str]:
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(
-            f"{faces} has damaged shards ({', '.join(damaged)}): delete their files and run the "
-            "clean step again, it rebuilds them alone."
+            f"{faces} has damaged shards ({', '.join(damaged)}): run `python -m agelib clean "
+            "--verify`, or agelib.steps.verify and agelib.steps.clean; they are rebuilt alone."
         )
     copied = drive.push(faces, remote)
     drive.remove(remote, cleaning.PARTS)

@@ -1,6 +1,6 @@
 """Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,9 @@ def train(
     write_json(folder / "config.json", config.to_dict())
     if history:
         write_history(folder, history)
-    first_epoch = len(history)
     note = _note(config, faces)
-    stream = train_batches(faces["train"], batch_size, config.image_size, config.seed, first_epoch)
-    model.fit(
-        stream,
-        epochs=config.epochs,
-        initial_epoch=first_epoch,
-        steps_per_epoch=steps,
-        validation_data=ordered_batches(faces["val"], batch_size, config.image_size),
-        shuffle=False,  # the stream is shuffled already
-        verbose=0,
-        callbacks=[
-            Reseed(config.seed),
-            keras.callbacks.TerminateOnNaN(),
-            Progress(config.epochs, steps),
-            Checkpoint(folder, history, note, remote, on_epoch),
-        ],
-    )
+    checkpoint = Checkpoint(folder, history, note, remote, on_epoch)
+    _fit(model, faces, config, batch_size, steps, len(history), checkpoint)
     if len(history) < config.epochs:
         raise AgelibError(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
@@ -78,6 +63,34 @@ def train(
     if remote:
         drive.push(folder, remote)
     return read_history(folder)
+
+
+def _fit(
+    model: keras.Model,
+    faces: dict[str, FaceSet],
+    config: Config,
+    batch_size: int,
+    steps: int,
+    first_epoch: int,
+    checkpoint: Checkpoint,
+) -> None:
+    """Runs the epochs that are left."""
+    size = config.image_size
+    model.fit(
+        train_batches(faces["train"], batch_size, size, config.seed, first_epoch),
+        epochs=config.epochs,
+        initial_epoch=first_epoch,
+        steps_per_epoch=steps,
+        validation_data=ordered_batches(faces["val"], batch_size, size),
+        shuffle=False,  # the stream is shuffled already
+        verbose=0,
+        callbacks=[
+            Reseed(config.seed),
+            keras.callbacks.TerminateOnNaN(),
+            Progress(config.epochs, steps),
+            checkpoint,
+        ],
+    )
 
 
 def read_history(folder: Path) -> pd.DataFrame:
@@ -150,22 +163,28 @@ def _check_settings(config: Config) -> None:
 
 
 def _open_faces(config: Config, split: str) -> FaceSet:
-    """Opens a split and makes sure that there is something to tell apart."""
-    faces = FaceSet([config.faces / name for name in config.train_sources], split)
-    counts = {
-        "gender": dict(zip(GENDERS, np.bincount(faces.gender, minlength=2), strict=True)),
-        "age branch": dict(
-            zip(BRANCH_NAMES, np.bincount(faces.age_branch, minlength=5), strict=True)
-        ),
-    }
-    for label, count in counts.items():
-        present = [name for name, n in count.items() if n]
-        if split == "train" and len(present) < 2:
+    """Opens a split and makes sure that its crops fit and that there is something to tell apart."""
+    folders = [config.faces / name for name in config.train_sources]
+    for folder in folders:
+        if (crop := read_manifest(folder)["crop"]) != config.crop:
             raise AgelibError(
-                f"All {len(faces)} training faces are of {label} {present[0]}: there is nothing to "
-                "tell apart; use more data."
+                f"{folder} holds crops of {crop}, but {config.crop} is asked for: train with those "
+                "settings, or clean again with these."
             )
+    faces = FaceSet(folders, split)
+    if split == "train":
+        _check_classes("gender", faces.gender, GENDERS)
+        _check_classes("age branch", faces.age_branch, BRANCH_NAMES)
     return faces
+
+
+def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
+    present = np.unique(codes)
+    if len(present) < 2:
+        raise AgelibError(
+            f"All {len(codes)} training faces are of {label} {names[present[0]]}: there is nothing "
+            "to tell apart; use more data."
+        )
 
 
 def _begin(config: Config, steps: int) -> tuple[keras.Model, list[dict]]:
@@ -175,17 +194,21 @@ def _begin(config: Config, steps: int) -> tuple[keras.Model, list[dict]]:
     if checkpoint.exists():
         model, note = load_model(checkpoint)
         return model, note["history"]
-    model = build_model(config.backbone, config.image_size, config.weights)
+    model = build_model(
+        config.backbone,
+        config.image_size,
+        config.weights,
+        drop_connect_rate=config.drop_connect_rate,
+    )
     compile_model(model, config, steps)
     return model, []
 
 
 def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
     """Returns what a model file says about itself."""
-    manifests = [read_manifest(config.faces / name) for name in config.train_sources]
     return {
         "agelib": __version__,
-        "crop": manifests[0]["crop"],
+        "crop": config.crop,
         "config": config.to_dict(),
         "faces": {split: len(found) for split, found in faces.items()},
     }

@@ -1,18 +1,26 @@
 import csv
 import dataclasses
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client, LocalCluster
 
-from agelib import AgelibError, clean, download
+from agelib import AgelibError, clean, crops, download
 from agelib.config import Config
 from agelib.faces import choose_face, crop_face, read_image
+from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.shards import FaceSet, read_manifest
 
-KEPT = {"wiki": {"train": 272, "val": 48}, "utkface": {"test": 140}}
+KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
 COUNTS = {
     "wiki": {
         "kept": 320,
@@ -45,10 +53,10 @@ def uncleaned(config):
 
 @pytest.fixture
 def no_detector(monkeypatch):
-    def refuse():
+    def refuse(alone):
         raise AssertionError("the detector was asked for")
 
-    monkeypatch.setattr(clean, "_detector", refuse)
+    monkeypatch.setattr(crops, "detector", refuse)
 
 
 @pytest.fixture
@@ -106,10 +114,10 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
     # Cropped once more by hand, from the file that the index names.
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
     folder = sample_faces.raw / "UTKFace"
-    settings = {"crop_size": sample_faces.crop_size, "margin": sample_faces.margin}
+    settings = sample_faces.crop
     for i in (0, 77, len(faces) - 1):
         image = read_image(folder / faces.paths[i])
-        [found] = clean._detector().detect([image])
+        [found] = crops.detector().detect([image])
         crop = crop_face(image, choose_face(found, image.shape), **settings)
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
@@ -132,7 +140,7 @@ def test_train_and_val_share_no_person(uncleaned, monkeypatch):
 def test_the_manifest_says_how_the_faces_were_made(sample_faces):
     manifest = read_manifest(sample_faces.faces / "wiki")
     assert manifest["dataset"] == "wiki"
-    crop = {"crop_size": sample_faces.crop_size, "margin": sample_faces.margin}
+    crop = sample_faces.crop
     assert manifest["crop"] == crop
     assert manifest["detector"]["name"] == "mtcnn"
     assert set(manifest["versions"]) >= {"mtcnn", "numpy", "pillow", "tensorflow"}
@@ -140,6 +148,17 @@ def test_the_manifest_says_how_the_faces_were_made(sample_faces):
 
 def test_notes_of_unfinished_work_are_cleared_away(sample_faces):
     assert not (sample_faces.faces / "wiki" / clean.PARTS).exists()
+
+
+def test_images_are_counted_by_group_before_and_after(sample_faces):
+    table = clean.read_table("wiki", sample_faces)
+    counts = clean.kept_by_group(table, sample_faces.faces / "wiki")
+    assert counts.index.tolist() == [*BRANCH_NAMES, *GENDERS]
+    # All four images that were left out say 30 years, Female.
+    lost = (counts["usable"] - counts["kept"]).to_dict()
+    assert lost == dict.fromkeys(counts.index, 0) | {"24-39": 4, "Female": 4}
+    assert counts["kept"][list(GENDERS)].sum() == 320
+    assert counts["share"]["Male"] == 1
 
 
 # Again, and after a cut
@@ -193,9 +212,9 @@ def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monke
 
     units, again = clean._clean_unit, []
 
-    def counting(rows, images, folder, stem, head):
+    def counting(rows, images, folder, stem, head, alone):
         again.append(stem)
-        return units(rows, images, folder, stem, head)
+        return units(rows, images, folder, stem, head, alone)
 
     monkeypatch.setattr(clean, "_clean_unit", counting)
     clean.clean("wiki", uncleaned)
@@ -257,10 +276,88 @@ def test_two_workers_give_the_same_bytes_as_one(uncleaned):
     assert contents(two) == contents(one)
 
 
+def test_a_dask_cluster_gives_the_same_bytes_as_one_process(uncleaned, small_units):
+    table = clean.read_table("wiki", uncleaned)
+    images = uncleaned.raw / "wiki_crop"
+    alone, cluster = uncleaned.data / "alone", uncleaned.data / "cluster"
+    clean.clean_table(table, images, alone, "wiki", uncleaned)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as two,
+        Client(two),
+        joblib.parallel_config(backend="dask"),
+    ):
+        clean.clean_table(table, images, cluster, "wiki", uncleaned)
+    assert len(list(alone.glob("*.npy"))) == 18
+    assert contents(cluster) == contents(alone)
+
+
+# Killed
+
+# Cleans with a detector that takes its time and looks at the middle of each image; without
+# TensorFlow, so that starting it again and again takes no time.
+CHILD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from agelib import clean, crops
+from agelib.config import Config
+from agelib.faces import Face
+
+class Detector:
+    def detect(self, images):
+        time.sleep(0.02)
+        boxes = [np.multiply((0.25, 0.25, 0.75, 0.75), (i.shape[:2] * 2)[::-1]) for i in images]
+        return [[Face(tuple(map(float, box)), 0.99, np.zeros((5, 2)))] for box in boxes]
+
+crops.detector = lambda alone=True: Detector()
+crops.BATCH = 8
+clean.UNIT_ROWS = 20
+config = Config.from_profile("sample", data=Path(sys.argv[1]))
+print("begin", flush=True)
+clean.clean("wiki", config, on_shard=lambda files: print(files[0].name, flush=True))
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_as_if_never_killed(sample_faces, tmp_path):
+    def start(data):
+        (data / "sample").mkdir(parents=True, exist_ok=True)
+        raw = data / "sample" / "raw"
+        if not raw.exists():
+            raw.symlink_to(sample_faces.raw)
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(data)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=Path(clean.__file__).parents[1],
+        )
+        assert child.stdout.readline() == "begin\n"
+        return child
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    child = start(whole)
+    began = time.monotonic()
+    made = child.communicate()[0].split()
+    duration = time.monotonic() - began
+    manifest = killed / "sample" / "faces" / "wiki" / "manifest.json"
+    moments, finished, cut_off = random.Random(0), [], 0
+    for _ in range(10):
+        child = start(killed)
+        time.sleep(moments.uniform(0, duration / 6))
+        child.kill()
+        finished += child.communicate()[0].split()
+        cut_off += not manifest.exists()
+    assert cut_off >= 3
+    finished += start(killed).communicate()[0].split()
+    # A kill may leave a shard finished and no time to say so, but none is made twice.
+    assert len(finished) == len(set(finished)) <= len(made)
+    assert contents(killed / "sample" / "faces") == contents(whole / "sample" / "faces")
+
+
 # Refusals
 
 
-@pytest.mark.parametrize("change", [{"crop_size": 96}, {"margin": 0.7}])
+@pytest.mark.parametrize("change", [{"crop_size": 96}, {"margin": 0.7}, {"align": True}])
 def test_other_crop_settings_on_the_same_folder_are_refused(config, change, no_detector):
     before = contents(config.faces)
     with pytest.raises(AgelibError, match=r"was made with crop .*margin.* asked for"):

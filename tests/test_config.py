@@ -9,7 +9,7 @@ import pytest
 from agelib import AgelibError
 from agelib.config import BACKBONES, PROFILES, Config
 
-COMMON = {"test_source": "utkface", "margin": 0.3, "val_fraction": 0.15}
+COMMON = {"test_source": "utkface", "margin": 0.0, "val_fraction": 0.15}
 PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}
 DESIGN = {
     "sample": COMMON

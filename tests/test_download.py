@@ -1,11 +1,18 @@
+import dataclasses
 import functools
 import gzip
+import hashlib
 import http.server
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import gdown
@@ -57,6 +64,18 @@ def contents(folder):
     return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in paths}
 
 
+@contextmanager
+def serving(handler):
+    """Runs a web server on this machine; gives its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A mirror with two small archives."""
@@ -81,16 +100,10 @@ def url(home, monkeypatch):
         def log_message(self, *_):
             pass
 
-    handler = functools.partial(Handler, directory=home)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AGELIB_MIRROR", f"http://127.0.0.1:{server.server_port}")
-    yield os.environ["AGELIB_MIRROR"]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(functools.partial(Handler, directory=home)) as address:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("AGELIB_MIRROR", address)
+        yield address
 
 
 @pytest.fixture(params=["folder", "url"])
@@ -151,10 +164,42 @@ def test_an_archive_with_another_sum_leaves_nothing_behind(mirrors, config):
     assert listing(config.raw) == []
 
 
-def test_an_archive_that_the_mirror_lacks_is_named(mirrors, config):
-    with pytest.raises(AgelibError, match=r"imdb_crop\.tar could not be fetched.*AGELIB_MIRROR"):
+def official(monkeypatch, name, url, path):
+    """Lets an archive's official home be a small one on this machine."""
+    digest = files.hash_file(path, "md5")
+    archive = dataclasses.replace(ARCHIVES[name], url=f"{url}/{path.name}", md5=digest)
+    monkeypatch.setitem(ARCHIVES, name, archive)
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_what_the_mirror_lacks_comes_from_its_home(kind, home, url, config, monkeypatch, capsys):
+    official(monkeypatch, "wiki", url, home / "wiki_crop.tar")
+    (home.parent / "empty").mkdir()
+    place = str(home.parent / "empty") if kind == "folder" else f"{url}/nothing"
+    monkeypatch.setenv("AGELIB_MIRROR", place)
+    path = download.fetch("wiki", config)
+    assert path.read_bytes() == (home / "wiki_crop.tar").read_bytes()
+    assert f"wiki_crop.tar is not in {place} and comes from {url}" in capsys.readouterr().err
+
+
+def test_what_neither_the_mirror_nor_its_home_has_names_both(mirrors, config, monkeypatch):
+    archive = dataclasses.replace(ARCHIVES["imdb"], url="http://127.0.0.1:9/imdb_crop.tar")
+    monkeypatch.setitem(ARCHIVES, "imdb", archive)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(AgelibError) as caught:
         download.fetch("imdb", config)
-    assert listing(config.folder / "raw") == []
+    for part in (f"imdb_crop.tar is not in {config.mirror} and", archive.url, "AGELIB_MIRROR"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert listing(config.raw) == []
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_sample_has_no_other_home_than_its_mirror(tmp_path):
+    config = Config.from_profile("sample", data=tmp_path)
+    Path(config.mirror).mkdir(parents=True)
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched from .*mirror "):
+        download.fetch("wiki", config)
 
 
 def test_a_mirror_that_is_not_there_is_named(config, tmp_path, monkeypatch):
@@ -268,15 +313,256 @@ def test_a_web_page_in_place_of_utkface_is_refused(config, monkeypatch, page):
 
 
 @pytest.mark.usefixtures("no_mirror")
-def test_no_space_is_noticed_before_an_official_download(config, monkeypatch):
+def test_no_space_is_noticed_before_google_drive_is_asked(config, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(download, "need_space", files.need_space)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    monkeypatch.setattr(requests, "get", refuse)
-    with pytest.raises(AgelibError, match=r"needs 7\.0 GB, but only 1\.0 GB are free"):
-        download.fetch("imdb", config)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
+    monkeypatch.setattr(gdown, "download", refuse)
+    with pytest.raises(AgelibError, match=r"needs 0\.1 GB, but only 0\.0 GB are free"):
+        download.fetch("utkface", config)
+
+
+def by_hand(home, config):
+    config.raw.mkdir(parents=True)
+    return Path(shutil.copy(home / "wiki_crop.tar", config.raw))
+
+
+@pytest.mark.parametrize("sums", [True, False], ids=["sums", "no sums"])
+def test_an_archive_put_there_by_hand_is_kept(mirrors, config, monkeypatch, sums):
+    path = by_hand(mirrors, config)
+    if not sums:
+        (mirrors / "SHA256SUMS").unlink()
+    monkeypatch.setattr(download, "_fetch_mirror", None)
+    written = path.stat().st_mtime_ns
+    assert download.fetch("wiki", config) == path
+    assert path.stat().st_mtime_ns == written
+    monkeypatch.setenv("AGELIB_MIRROR", "http://127.0.0.1:9")
+    assert download.fetch("wiki", config) == path
+
+
+def test_an_archive_put_there_by_hand_may_differ_from_a_mirror_without_sums(mirrors, config):
+    (mirrors / "SHA256SUMS").unlink()
+    path = write_tar(config.raw / "wiki_crop.tar", WIKI | {"wiki_crop/more": b"more"})
+    content = path.read_bytes()
+    assert download.fetch("wiki", config).read_bytes() == content
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_mirror_the_official_md5_counts(config, monkeypatch):
+    path = write_tar(config.raw / "wiki_crop.tar", WIKI)
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar is not the right .*MD5 f536eb7f"):
+        download.fetch("wiki", config)
+    official(monkeypatch, "wiki", "http://127.0.0.1:9", path)
+    assert download.fetch("wiki", config) == path
+
+
+@pytest.mark.usefixtures("offline")
+def test_where_no_checksum_is_known_the_archive_must_be_whole(config):
+    path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(AgelibError, match=r"UTKFace\.tar\.gz is damaged .*: delete it"):
+        download.fetch("utkface", config)
+    assert path.read_bytes() == whole[:-9]
+    path.write_bytes(whole)
+    assert download.fetch("utkface", config) == path
+
+
+def test_a_wrong_archive_put_there_by_hand_is_not_overwritten(mirrors, config):
+    path = by_hand(mirrors, config)
+    content = path.read_bytes()
+    path.write_bytes(content[:700])
+    for _ in range(2):
+        with pytest.raises(AgelibError, match=r"wiki_crop\.tar is not .*: complete it, or delete"):
+            download.fetch("wiki", config)
+        assert path.read_bytes() == content[:700]
+    path.write_bytes(content)
+    assert download.fetch("wiki", config) == path
+
+
+def test_an_archive_that_was_damaged_and_completed_by_hand_is_kept(home, config, monkeypatch):
+    path = by_hand(home, config)
+    content = path.read_bytes()
+    path.write_bytes(content[:700])
+    with pytest.raises(AgelibError, match="is damaged"):
+        download.extract("wiki", config)
+    path.write_bytes(content)
+    monkeypatch.setattr(download, "_fetch_mirror", None)
+    assert download.fetch("wiki", config) == path
+    assert contents(download.extract("wiki", config)) == WIKI
+
+
+def test_what_a_killed_copy_left_goes_away(home, config):
+    config.raw.mkdir(parents=True)
+    (config.raw / ".wiki_crop.tar.123.part").touch()
+    path = download.fetch("wiki", config)
+    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+
+
+# Of what arrives only whole blocks are kept.
+BLOCK = download._BLOCK
+NOTHING = [0] * download._TRIES
+
+
+class Line:
+    """A bad line to a web server, which serves a single archive."""
+
+    def __init__(self, content):
+        self.content, self.drops, self.etag, self.ranges = content, [], '"1"', True
+        self.sums, self.starts = True, []
+
+    def answer(self, handler):
+        if handler.path == "/SHA256SUMS" and self.sums:
+            digest = hashlib.sha256(self.content).hexdigest()
+            return self.send(handler, 200, f"{digest}  wiki_crop.tar\n".encode())
+        if handler.path != "/wiki_crop.tar":
+            return self.send(handler, 404, b"")
+        if handler.command == "HEAD":
+            return self.send(handler, 200, b"")
+        asked = int(handler.headers["Range"].split("=")[1].rstrip("-")) if self.ranges else 0
+        self.starts.append(asked)
+        if asked >= len(self.content):
+            return self.send(handler, 416, b"")
+        rest = self.content[asked:]
+        drop = self.drops.pop(0) if self.drops else None
+        self.send(handler, 206 if self.ranges else 200, rest, asked, drop)
+        self.after()
+
+    def after(self):
+        pass
+
+    def send(self, handler, status, content, start=0, drop=None):
+        handler.send_response(status)
+        handler.send_header("Content-Length", len(content))
+        if self.etag:
+            handler.send_header("ETag", self.etag)
+        if status == 206:
+            end = len(self.content)
+            handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
+        handler.end_headers()
+        handler.wfile.write(content[:drop])
+
+
+@pytest.fixture
+def line(home, monkeypatch):
+    path = write_tar(home / "wiki_crop.tar", WIKI | {"wiki_crop/big": bytes(16 * BLOCK)})
+    line = Line(path.read_bytes())
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            line.answer(self)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with serving(Handler) as address:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("AGELIB_MIRROR", address)
+        yield line
+
+
+def assert_arrived(line, config):
+    path = download.fetch("wiki", config)
+    assert path.read_bytes() == line.content
+    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+
+
+def assert_cut_off(config):
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched from http"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == ["wiki_crop.tar.part", "wiki_crop.tar.part.json"]
+
+
+def test_a_download_goes_on_as_long_as_it_gets_further(line, config):
+    line.drops = [BLOCK + 7] * 12
+    assert_arrived(line, config)
+    assert line.starts == [BLOCK * i for i in range(13)]
+
+
+def test_a_download_arrives_when_progress_is_not_shown(line, config, monkeypatch):
+    monkeypatch.setattr(download, "tqdm", functools.partial(download.tqdm, disable=True))
+    line.drops = [BLOCK] * 3
+    assert_arrived(line, config)
+
+
+def test_a_server_that_knows_no_ranges_starts_again(line, config):
+    line.ranges, line.drops = False, [BLOCK * 2, BLOCK * 9, 7, BLOCK]
+    assert_arrived(line, config)
+
+
+def test_a_server_that_gets_no_further_than_before_is_given_up(line, config):
+    line.ranges, line.drops = False, [BLOCK * 2, BLOCK] * 20
+    assert_cut_off(config)
+    assert len(line.starts) == 1 + download._TRIES
+
+
+def test_a_second_fetch_goes_on_where_the_first_gave_up(line, config):
+    line.drops = [BLOCK, 0, 0, BLOCK + 7, *NOTHING, BLOCK]
+    assert_cut_off(config)
+    tries = len(line.starts)
+    assert tries == 4 + download._TRIES
+    assert_arrived(line, config)
+    assert line.starts[tries:] == [BLOCK * 2, BLOCK * 3]
+
+
+def other(line, extra=b""):
+    """Returns another archive of the same size, or a longer one."""
+    return line.content.replace(b"jpg", b"JPG") + extra
+
+
+@pytest.mark.parametrize("sums", [True, False], ids=["sums", "no sums"])
+@pytest.mark.parametrize(
+    ("etag", "extra"), [('"2"', b""), (None, bytes(512))], ids=["etag", "size"]
+)
+def test_two_states_of_a_file_are_never_glued_together(line, config, sums, etag, extra):
+    line.sums, line.etag = sums, etag and '"1"'
+    line.drops = [BLOCK, *NOTHING]
+    assert_cut_off(config)
+    line.content, line.etag = other(line, extra), etag
+    assert_arrived(line, config)
+
+
+def test_a_file_that_changes_between_two_tries_is_fetched_anew(line, config):
+    def change():
+        line.content, line.etag = other(line), '"2"'
+
+    line.sums, line.drops, line.after = False, [BLOCK], change
+    assert_arrived(line, config)
+
+
+def test_a_file_that_has_become_shorter_is_fetched_anew(line, config):
+    line.sums, line.drops = False, [BLOCK * 9, *NOTHING]
+    assert_cut_off(config)
+    line.content, line.etag = line.content[: BLOCK * 8], '"2"'
+    assert_arrived(line, config)
+
+
+def test_what_arrived_before_is_not_used_if_nobody_knows_of_what_it_is_part(line, config):
+    config.raw.mkdir(parents=True)
+    (config.raw / "wiki_crop.tar.part").write_bytes(bytes(1000))
+    assert_arrived(line, config)
+
+
+def test_a_wrong_checksum_lets_the_next_try_start_clean(line, config):
+    line.drops = [BLOCK, *NOTHING]
+    assert_cut_off(config)
+    partial = config.raw / "wiki_crop.tar.part"
+    partial.write_bytes(bytes(partial.stat().st_size))
+    with pytest.raises(AgelibError, match="does not have the SHA256"):
+        download.fetch("wiki", config)
+    assert listing(config.raw) == []
+    assert_arrived(line, config)
+
+
+def test_no_space_is_noticed_before_the_first_byte_is_written(line, config, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(AgelibError, match="are free: make room"):
+        download.fetch("wiki", config)
+    assert not (config.raw / "wiki_crop.tar.part").exists()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("wiki", WIKI), ("utkface", GOOD)])
@@ -331,7 +617,7 @@ def test_no_space_is_noticed_before_extracting(config, monkeypatch):
     assert not (config.raw / "wiki_crop").exists()
 
 
-def refused(name, config, sentence):
+def assert_refused(name, config, sentence):
     """Extracts what must be refused in one sentence, with nothing half done left behind."""
     file = config.raw / ARCHIVES[name].file
     with pytest.raises(AgelibError, match=sentence) as caught:
@@ -350,14 +636,14 @@ def refused(name, config, sentence):
 def test_a_truncated_tar_is_damaged(config, kept):
     path = write_tar(config.raw / "wiki_crop.tar", WIKI)
     path.write_bytes(path.read_bytes()[:kept])
-    refused("wiki", config, r"is damaged .*: delete it and run the download step again")
+    assert_refused("wiki", config, r"is damaged .*: delete it and run the download step again")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.95])
 def test_a_truncated_gzip_is_damaged(config, share):
     path = write_tar(config.raw / "UTKFace.tar.gz", {"UTKFace/a": os.urandom(9999)} | GOOD)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused("utkface", config, "is damaged")
+    assert_refused("utkface", config, "is damaged")
 
 
 def test_a_damaged_header_does_not_end_the_archive_early(config):
@@ -365,7 +651,7 @@ def test_a_damaged_header_does_not_end_the_archive_early(config):
     content = bytearray(path.read_bytes())
     content[512 + 1536 + 150] ^= 1  # in the checksum of the second header
     path.write_bytes(content)
-    refused("wiki", config, "is damaged")
+    assert_refused("wiki", config, "is damaged")
 
 
 @pytest.mark.parametrize("size", [64, 20_000], ids=["wrong checksum", "not decodable"])
@@ -376,13 +662,13 @@ def test_garbage_inside_a_gzip_is_damage(config, size):
     middle = len(content) // 2
     content[middle : middle + size] = bytes(size)
     path.write_bytes(content)
-    refused("utkface", config, "is damaged")
+    assert_refused("utkface", config, "is damaged")
 
 
 def test_a_web_page_is_no_archive(config):
     config.raw.mkdir(parents=True)
     (config.raw / "wiki_crop.tar").write_bytes(b"<html>" * 500)
-    refused("wiki", config, "is damaged")
+    assert_refused("wiki", config, "is damaged")
 
 
 @pytest.mark.parametrize(
@@ -400,14 +686,14 @@ def test_a_web_page_is_no_archive(config):
 )
 def test_an_unsafe_member_is_refused(config, tmp_path, entry):
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
-    refused("utkface", config, "is not safe to unpack .*: do not use it")
+    assert_refused("utkface", config, "is not safe to unpack .*: do not use it")
     assert not list(tmp_path.rglob("evil"))
 
 
 def test_links_are_refused_even_inside_the_folder(config):
     link = special("UTKFace/3_0_0_3.jpg", tarfile.SYMTYPE, "2_0_0_2.jpg")
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, link)
-    refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "is not safe to unpack")
 
 
 def test_nothing_is_written_through_a_link(config, tmp_path):
@@ -415,21 +701,21 @@ def test_nothing_is_written_through_a_link(config, tmp_path):
     outside.mkdir()
     link = special("UTKFace/link", tarfile.SYMTYPE, str(outside))
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, link, special("UTKFace/link/evil"))
-    refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "is not safe to unpack")
     assert listing(outside) == []
 
 
 def test_an_absolute_name_is_refused(config, tmp_path):
     entry = special(str(tmp_path / "evil"))
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
-    refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "is not safe to unpack")
     assert not list(tmp_path.rglob("evil"))
 
 
 @pytest.mark.parametrize("inside", [WIKI, {"UTKFace": b"a file"}], ids=["other", "file"])
 def test_an_archive_of_something_else_is_refused(config, inside):
     write_tar(config.raw / "UTKFace.tar.gz", inside)
-    refused("utkface", config, "holds no folder UTKFace: it is another archive")
+    assert_refused("utkface", config, "holds no folder UTKFace: it is another archive")
 
 
 def test_a_new_archive_that_is_damaged_leaves_the_old_folder(config):
@@ -439,3 +725,38 @@ def test_a_new_archive_that_is_damaged_leaves_the_old_folder(config):
     with pytest.raises(AgelibError, match="is damaged"):
         download.extract("utkface", config)
     assert contents(folder) == GOOD
+
+
+KILLED = """
+import os, signal, sys, tarfile
+from pathlib import Path
+from agelib import archives
+
+moments = iter(range(int(sys.argv[3])))
+
+def before(function):
+    def killed_in_time(*arguments, **options):
+        if next(moments, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return killed_in_time
+
+tarfile.TarFile.extract = before(tarfile.TarFile.extract)
+Path.rename = before(Path.rename)
+archives.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+# The archive has four files; then the old folder is moved away, and the new one to its place.
+@pytest.mark.parametrize("moment", [2, 4, 5], ids=["unpacking", "first move", "second move"])
+def test_extracting_is_whole_or_not_at_all_when_killed(config, moment):
+    old, new = GOOD, GOOD | {"UTKFace/3_0_0_3.jpg": b"3" * 999, "UTKFace/4_0_0_4.jpg": b"4"}
+    path = write_tar(config.raw / "UTKFace.tar.gz", old)
+    folder = download.extract("utkface", config)
+    write_tar(path, new)
+    command = [sys.executable, "-c", KILLED, path, folder, str(moment)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (config.raw / ".UTKFace" / "new" / "UTKFace" / "left").touch()
+    assert contents(folder) == ({} if moment == 5 else old)
+    assert contents(download.extract("utkface", config)) == new
+    assert not (config.raw / ".UTKFace").exists()

@@ -1,4 +1,7 @@
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +255,76 @@ def test_a_push_goes_on_where_it_was_cut_off(local, remote, monkeypatch):
     assert contents(remote) == CONTENTS
 
 
+# Kills itself at a chosen moment: between two blocks of a copy, or around what makes it last.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from agelib import drive, files
+
+moments = iter(range(int(sys.argv[1])))
+
+def moment():
+    if next(moments, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def copyfile(source, target):
+    with open(source, "rb") as whole, open(target, "wb", buffering=0) as copy:
+        while block := whole.read(100):
+            moment()
+            copy.write(block)
+
+def around(function):
+    def surrounded(*arguments):
+        moment()
+        function(*arguments)
+        moment()
+    return surrounded
+
+drive.shutil.copyfile = copyfile
+files.os.fsync, files.os.replace = around(files.os.fsync), around(files.os.replace)
+getattr(drive, sys.argv[2])(Path(sys.argv[3]), Path(sys.argv[4]))
+print(int(sys.argv[1]) - len(list(moments)))
+"""
+
+
+def run_killed(moment, action, source, target):
+    command = [sys.executable, "-c", KILLED, str(moment), action, source, target]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def whole_folder(folder):
+    """Returns name -> content of every file, whatever its name."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("action", ["push", "pull"])
+def test_killed_copying_leaves_whole_files_and_can_be_completed(action, local, remote, tmp_path):
+    for index in range(3):
+        (local / f"train-{index}.npy").write_bytes(os.urandom(1000 + index))
+    drive.push(local, remote)
+    source = local if action == "push" else remote
+    expected = whole_folder(remote) if action == "push" else whole_folder(local)
+    moments = int(run_killed(10**6, action, source, tmp_path / "whole").stdout)
+    assert whole_folder(tmp_path / "whole") == expected
+    for moment in random.sample(range(moments), 5):
+        target = tmp_path / str(moment)
+        assert run_killed(moment, action, source, target).returncode == -signal.SIGKILL
+        for name, content in contents(target).items():
+            hidden = Path(name).name.startswith(".") and name.endswith(".part")
+            assert hidden or content == expected[name]
+        getattr(drive, action)(source, target)
+        assert whole_folder(target) == expected
+
+
+def test_pushing_clears_away_what_killed_pushes_left(local, remote):
+    remote.mkdir(parents=True)
+    for name in ("a.npy", "SHA256SUMS"):
+        (remote / f".{name}.123.part").touch()
+    drive.push(local, remote)
+    assert contents(remote) == CONTENTS
+
+
 def test_a_push_that_is_cut_off_keeps_the_older_copy(local, pushed, monkeypatch):
     (local / "a.npy").write_bytes(b"newer")
     monkeypatch.setattr(shutil, "copyfile", cut_off)
@@ -379,3 +452,48 @@ def test_access_that_was_not_allowed_says_what_to_do(colab, config, error):
     with pytest.raises(AgelibError, match=rf"{error}\): allow access to Google Drive"):
         drive.mount(config)
     assert not config.drive.exists()
+
+
+@pytest.fixture
+def unmounted(colab, tmp_path, monkeypatch):
+    """Where Google Drive would be, on Colab, if it were mounted: holds what looks like Drive."""
+    point = tmp_path / "content" / "drive"
+    (point / "MyDrive").mkdir(parents=True)
+    monkeypatch.setattr(drive, "_MOUNT_POINT", str(point))
+    return point
+
+
+ON_DRIVE = {
+    "push": lambda local, remote: drive.push(local, remote),
+    "pull": lambda local, remote: drive.pull(remote, local),
+    "holds": lambda local, remote: drive.holds(remote),
+    "remove": lambda local, remote: drive.remove(remote, "figures"),
+}
+
+
+@pytest.mark.parametrize("action", ON_DRIVE)
+def test_on_colab_a_plain_folder_does_not_pass_for_google_drive(action, unmounted, local, pushed):
+    remote = unmounted / "MyDrive" / "faces"
+    shutil.copytree(pushed, remote)
+    before = whole_folder(remote)
+    with pytest.raises(AgelibError, match=r"is not mounted .*drive\.mount\(config\)") as caught:
+        ON_DRIVE[action](local, remote)
+    assert "\n" not in str(caught.value)
+    assert whole_folder(remote) == before
+
+
+@pytest.mark.parametrize("action", ON_DRIVE)
+def test_on_colab_other_folders_need_no_mounting(action, unmounted, local, pushed):
+    ON_DRIVE[action](local, pushed)
+
+
+def test_on_colab_mounted_google_drive_takes_files(unmounted, local, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(unmounted))
+    remote = unmounted / "MyDrive" / "faces"
+    assert drive.push(local, remote) == sorted(CONTENTS)
+    assert drive.holds(remote)
+
+
+def test_off_colab_a_folder_of_that_name_is_a_folder(unmounted, local, monkeypatch):
+    monkeypatch.delenv("COLAB_RELEASE_TAG")
+    assert drive.push(local, unmounted / "MyDrive" / "faces") == sorted(CONTENTS)

@@ -66,7 +66,7 @@ def model(tiny_networks):
 @pytest.fixture
 def run(own_faces, model):
     """A run of which only the model is there."""
-    crop = {"crop_size": own_faces.crop_size, "margin": own_faces.margin}
+    crop = own_faces.crop
     config = dataclasses.replace(own_faces, run="tiny")
     save_model(model, config.run_folder / "model.keras", {"crop": crop})
     return config
@@ -159,7 +159,7 @@ def test_a_run_is_evaluated_on_all_three_splits(run):
         assert report["splits"][split]["n"] == len(faces)
     assert report["splits"]["test"]["age_mae"] == report["age_mae"]
     assert report["dataset"] == "utkface"
-    assert report["crop"] == {"crop_size": run.crop_size, "margin": run.margin}
+    assert report["crop"] == run.crop
     assert report["model"]["file"] == "model.keras"
     assert report["no_face"] == 1
     assert report["rejected"] == {"age": 3, "name": 3, "no_face": 1, "unreadable": 2}
@@ -210,7 +210,7 @@ def test_missing_faces_are_asked_for(run, name):
 def test_faces_cropped_otherwise_than_the_model_was_made_for_are_refused(
     own_faces, tiny_networks, name, value
 ):
-    crop = {"crop_size": own_faces.crop_size, "margin": own_faces.margin} | {name: value}
+    crop = own_faces.crop | {name: value}
     path = own_faces.run_folder / "model.keras"
     save_model(tiny_networks("EfficientNetB0", crop["crop_size"]), path, {"crop": crop})
     with pytest.raises(AgelibError, match=str(value)):
@@ -221,7 +221,7 @@ def test_faces_cropped_otherwise_than_the_model_was_made_for_are_refused(
 def test_a_run_whose_network_sees_another_size_is_evaluated(own_faces, tiny_networks, image_size):
     # Training resizes the crops, and prediction does.
     config = dataclasses.replace(own_faces, run="other", image_size=image_size)
-    crop = {"crop_size": config.crop_size, "margin": config.margin}
+    crop = config.crop
     network = tiny_networks("EfficientNetB0", image_size)
     save_model(network, config.run_folder / "model.keras", {"crop": crop})
     assert evaluate_run(config)["n"] == N_UTKFACE

@@ -132,6 +132,49 @@ def test_one_pixel_is_an_image():
     assert read_image(encoded(plain("RGB", BLUE, (1, 1)), "PNG")).tolist() == [[list(BLUE)]]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(plain("RGB", RED, (300, 90)), "JPEG"),
+        encoded(plain("L", 99, (300, 90)), "JPEG"),
+        encoded(plain("RGB", RED, (300, 90)), "PNG"),
+        encoded(plain("RGB", RED, (300, 90)).convert("P"), "PNG"),
+        encoded(Image.fromarray(np.full((90, 300), 40_000, np.uint16)), "PNG"),
+    ],
+    ids=["jpeg", "grey jpeg", "png", "palette png", "16 bits"],
+)
+def test_a_large_image_is_scaled_down_to_the_side_asked_for(content):
+    full = read_image(content)
+    assert full.shape == (90, 300, 3)
+    assert (read_image(content, 300) == full).all()
+    assert (read_image(content, 100) == full[:30, :100]).all()
+
+
+def test_a_small_image_is_not_scaled_up():
+    assert read_image(encoded(plain("RGB", RED), "PNG"), 1000).shape == (16, 24, 3)
+
+
+def test_scaling_down_keeps_what_an_image_shows():
+    photo = Image.fromarray(data.astronaut()).resize((1500, 1500))
+    expected = np.asarray(photo.resize((200, 200)))
+    for form in ("JPEG", "PNG"):
+        assert np.abs(read_image(encoded(photo, form), 200).astype(int) - expected).mean() < 2
+
+
+def test_a_line_of_pixels_stays_an_image_when_scaled_down():
+    assert read_image(encoded(plain("RGB", RED, (20_000, 1)), "PNG"), 100).shape == (1, 100, 3)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_photo_outlives_damage_to_its_exif(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    damaged = exif.tobytes().replace(b"MM\x00*", b"M?\x00*")
+    assert damaged != exif.tobytes()
+    image = read_image(encoded(plain("RGB", RED), form, exif=damaged))
+    assert np.abs(image.astype(int) - RED).max() <= 3
+
+
 PHOTO = encoded(Image.fromarray(data.astronaut()), "JPEG")
 
 
@@ -154,12 +197,41 @@ def test_the_message_names_the_file(tmp_path):
         read_image(path)
 
 
-def test_a_missing_file_and_a_folder_are_rejected(tmp_path):
-    assert reason_of(read_image, tmp_path / "missing.jpg") == "unreadable"
-    assert reason_of(read_image, tmp_path) == "unreadable"
+def test_the_message_is_a_sentence_without_the_decoders_own_words(tmp_path):
+    for content in (PHOTO[:-200], b"Not a photo.\n"):
+        with pytest.raises(Rejected) as caught:
+            read_image(content)
+        expected = "the image cannot be read as an image (damaged, or of no common format)."
+        assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing.jpg", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("loop.jpg", "Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_rejected(tmp_path, name, why):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(Rejected) as caught:
+        read_image(tmp_path / name)
+    assert caught.value.reason == "unreadable"
+    assert str(caught.value) == f"{tmp_path / name} cannot be read as an image ({why})."
+
+
+def test_postscript_does_not_start_ghostscript(monkeypatch):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append(1))
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF\n"
+    assert reason_of(read_image, drawing) == "unreadable"
+    assert started == []
 
 
 # 16,000 squared is beyond what Pillow itself takes, 10,001 squared is not.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_001, 16_000])
 def test_a_small_file_of_enormous_pixels_is_rejected(side):
     bomb = encoded(Image.new("1", (side, side)), "PNG")

@@ -92,6 +92,30 @@ def test_damaged_json_is_reported_with_its_path(tmp_path, content):
         files.read_json(path)
 
 
+def test_partials_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    stale = [".a[1].npy.123.part", ".a[1].npy.4.part"]
+    others = [
+        "a[1].npy",
+        ".a[1].npy",
+        ".a1.npy.123.part",
+        ".b.npy.123.part",
+        ".a[1].npy.json.1.part",
+    ]
+    for name in stale + others:
+        (tmp_path / name).touch()
+    files.remove_partials(tmp_path / "a[1].npy")
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_a_file_with_another_checksum_is_refused(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    files.verify(path, None)
+    files.verify(path, ("md5", "900150983cd24fb0d6963f7d28e17f72"))
+    with pytest.raises(OSError, match="does not have the SHA256 900150983c"):
+        files.verify(path, ("sha256", "900150983cd24fb0d6963f7d28e17f72"))
+
+
 def test_need_space_names_both_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
     with pytest.raises(AgelibError, match=r"7\.0 GB, but only 2\.5 GB are free: make room"):

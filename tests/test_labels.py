@@ -41,6 +41,7 @@ def write_mat(folder, rows, name="wiki", **changes):
         "face_score": 3.5,
         "second": np.nan,
         "absent": False,
+        "name": "Somebody",
     }
     rows = [good | {"path": f"{i:02d}/{100 + i}_1981-05-05_2009.jpg"} | r for i, r in rows]
     for row in rows:
@@ -53,7 +54,7 @@ def write_mat(folder, rows, name="wiki", **changes):
         "photo_taken": np.array([[row["year"] for row in rows]], np.uint16),
         "full_path": cells([row["path"] for row in rows]),
         "gender": np.array([[row["gender"] for row in rows]], float),
-        "name": cells(["Somebody"] * len(rows)),
+        "name": cells([row["name"] for row in rows]),
         "face_location": cells([np.array([1.0, 1.0, 9.0, 9.0])] * len(rows)),
         "face_score": np.array([[row["face_score"] for row in rows]], float),
         "second_face_score": np.array([[row["second"] for row in rows]], float),
@@ -170,7 +171,9 @@ def test_a_person_keeps_the_split_whatever_else_is_there(rng):
 
 
 def test_all_images_of_a_person_fall_into_one_split(tmp_path):
-    rows = [{"path": f"{i % 7}/{i % 40}_1981-05-05_{2000 + i}.jpg"} for i in range(200)]
+    rows = [
+        {"path": f"{i % 7}/{i}_1981-05-05_2009.jpg", "name": f"Person {i % 40}"} for i in range(200)
+    ]
     table = read_mat(tmp_path, *rows)
     table["split"] = split_by_person(table["person"], 0.3)
     assert table["person"].nunique() == 40
@@ -226,15 +229,35 @@ def test_nothing_is_dropped_and_unknown_labels_are_missing(tmp_path):
     assert count_reasons(table).to_dict() == {"gender": 1, "missing": 1, "kept": 1}
 
 
-def test_persons_are_the_ids_in_the_file_names(tmp_path):
+def test_the_same_person_in_wiki_and_imdb_is_one_person(tmp_path):
     wiki, imdb = tmp_path / "wiki_crop", tmp_path / "imdb_crop"
     wiki.mkdir()
     imdb.mkdir()
-    assert read_mat(wiki, {"path": "17/10000217_1981-05-05_2009.jpg"})["person"].tolist() == [
-        "10000217"
-    ]
-    row = {"path": "01/nm0000001_rm124825600_1899-5-10_1968.jpg"}
-    assert read_mat(imdb, row, name="imdb")["person"].tolist() == ["nm0000001"]
+    person = {"name": "Fred Astaire"}
+    one = read_mat(wiki, person | {"path": "17/10000217_1981-05-05_2009.jpg"})
+    other = read_mat(
+        imdb,
+        person | {"path": "01/nm0000001_rm124825600_1899-5-10_1968.jpg"},
+        person | {"name": " fred  astaire"},
+        name="imdb",
+    )
+    assert other["person"].tolist() == one["person"].tolist() * 2
+
+
+def test_people_of_one_name_are_told_apart_by_their_birth(tmp_path):
+    row = {"name": "Sanjay Gupta"}
+    table = read_mat(tmp_path, row, row | {"birth": MAY_5_1981 + 1}, {"name": "Ravi Gupta"})
+    assert table["person"].is_unique
+
+
+def test_people_without_a_name_go_by_the_ids_in_the_file_names(tmp_path):
+    wiki, imdb = tmp_path / "wiki_crop", tmp_path / "imdb_crop"
+    wiki.mkdir()
+    imdb.mkdir()
+    row = {"name": "", "path": "17/10000217_1981-05-05_2009.jpg"}
+    assert read_mat(wiki, row, row | {"name": " "})["person"].tolist() == ["10000217"] * 2
+    row = {"name": "", "path": "01/nm0000001_rm124825600_1899-5-10_1968.jpg"}
+    assert read_mat(imdb, row, row, name="imdb")["person"].tolist() == ["nm0000001"] * 2
 
 
 def test_a_single_row_is_still_a_table(tmp_path):

@@ -28,10 +28,12 @@ VALUES = {
     "crop_size": "72",
     "image_size": "80",
     "margin": "0.45",
+    "align": True,
     "val_fraction": "0.25",
     "epochs": "77",
     "batch_size": "19",
     "learning_rate": "0.0123",
+    "drop_connect_rate": "0.15",
     "seed": "42",
     "run": "another",
     "workers": "5",
@@ -93,10 +95,8 @@ def refused(arguments):
 def test_every_setting_is_an_option_of_every_command(asked, command):
     arguments = [command]
     for name, value in VALUES.items():
-        arguments += [
-            f"--{name.replace('_', '-')}",
-            *([value] if isinstance(value, str) else value),
-        ]
+        values = {str: [value], list: value, bool: []}[type(value)]
+        arguments += [f"--{name.replace('_', '-')}", *values]
     assert main(arguments) == 0
     [config] = asked
     assert set(VALUES) == {field.name for field in dataclasses.fields(Config)}
@@ -107,6 +107,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
         **{name: int(VALUES[name]) for name in ("crop_size", "image_size", "epochs")},
         **{name: int(VALUES[name]) for name in ("batch_size", "seed", "workers")},
         **{name: float(VALUES[name]) for name in ("margin", "val_fraction", "learning_rate")},
+        "drop_connect_rate": 0.15,
     }
     assert {name: getattr(config, name) for name in VALUES} == expected
 
@@ -244,7 +245,7 @@ def test_run_does_all_steps_and_nothing_twice(
     shutil.copytree(sample_config.mirror, tmp_path / "sample" / "mirror")
     (tmp_path / "sample" / "raw").symlink_to(sample_config.raw)
     config = dataclasses.replace(trained, data=tmp_path)
-    for place in ("agelib.train.build_model", "agelib.clean._detector", "agelib.evaluate.estimate"):
+    for place in ("agelib.train.build_model", "agelib.crops.detector", "agelib.evaluate.estimate"):
         monkeypatch.setattr(place, None)
     assert main(["run", *options_of(config)]) == 0
     text = capsys.readouterr().out

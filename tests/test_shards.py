@@ -135,7 +135,7 @@ def test_files_are_never_pickled(two_shards):
 
 def test_a_pickled_array_is_refused(two_shards):
     path = two_shards / "train-00000.images.npy"
-    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+    np.save(path, np.array([{"a": 1}], object))
     with pytest.raises(AgelibError, match=r"train-00000\.images\.npy is missing or damaged"):
         shards.FaceSet([two_shards], "train")
 

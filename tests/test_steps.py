@@ -38,7 +38,7 @@ def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
     monkeypatch.setattr(train, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluate.estimate", refuse)
-    monkeypatch.setattr(cleaning, "_detector", refuse)
+    monkeypatch.setattr("agelib.crops.detector", refuse)
 
 
 def interrupt(*arguments, **options):
@@ -174,9 +174,9 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
             raise KeyboardInterrupt
         return result
 
-    def counting(rows, images, folder, stem, head):
+    def counting(rows, images, folder, stem, head, alone):
         made.append(stem)
-        return unit(rows, images, folder, stem, head)
+        return unit(rows, images, folder, stem, head, alone)
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     with monkeypatch.context() as patch:
@@ -261,13 +261,17 @@ def test_a_damaged_shard_stops_the_upload_and_names_the_way_out(cleaned):
     content = bytearray(shard.read_bytes())
     content[-100] ^= 0xFF
     shard.write_bytes(content)
-    with pytest.raises(AgelibError, match=r"damaged shards \(train-00000\): delete their files"):
+    with pytest.raises(AgelibError, match=r"damaged shards \(train-00000\): run .* --verify"):
         steps.upload("wiki", cleaned)
     assert listing(cleaned.drive) == before
-    for path in shard.parent.glob("train-00000.*"):
-        path.unlink()
+    assert steps.verify("wiki", cleaned) == ["train-00000"]
     steps.clean("wiki", cleaned)
     assert listing(cleaned.drive) == before
+    assert steps.verify("wiki", cleaned) == []
+
+
+def test_verifying_what_was_never_cleaned_finds_no_damage(machine):
+    assert steps.verify("wiki", machine) == []
 
 
 def test_other_settings_can_be_used_after_deleting_what_the_error_names(cleaned):

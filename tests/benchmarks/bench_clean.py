@@ -19,7 +19,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib import clean, faces, sample, shards
+from agelib import clean, crops, faces, sample, shards
 from agelib.archives import ARCHIVES
 from agelib.backend import tf
 from agelib.config import Config
@@ -77,7 +77,7 @@ def agreement(loop: list, table: pd.DataFrame, config: Config) -> tuple[float, f
     """Returns the share of confident faces found again, and of faces where the loop has none."""
     same, confident, extra = 0, 0, 0
     images = [faces.read_image(config.raw / path) for path in table["path"]]
-    ours = clean._detector().detect(images)
+    ours = crops.detector().detect(images)
     for (shape, theirs), found in zip(loop, ours, strict=True):
         sure = [face for face in theirs if face.confidence >= CONFIDENT]
         confident += bool(sure)
