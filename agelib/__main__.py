@@ -88,10 +88,10 @@ def _clean(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
 
     for name in config.sources:
-        if options.get("verify"):
-            damaged = steps.verify(name, config)
-            print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}", flush=True)
+        damaged = steps.verify(name, config) if options.get("verify") else None
         counts = steps.clean(name, config)["counts"]
+        if damaged is not None:
+            print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}")
         print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
 
 
@@ -141,13 +141,12 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
     from agelib.faces import Rejected, read_image
     from agelib.plots import annotate
-    from agelib.predict import Estimator, find_photos
+    from agelib.predict import Estimator, find_photos, name_pictures
 
     photos = find_photos(options["photos"])
     estimator = Estimator(options["model"] or steps.pull_model(config))
     results: list[dict[str, Any]] = []
-    taken: dict[str, int] = {}
-    for photo in photos:
+    for photo, name in zip(photos, name_pictures(photos), strict=True):
         try:
             image = read_image(photo)
         except Rejected as error:
@@ -157,9 +156,7 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
         if options.get("output"):
             options["output"].mkdir(parents=True, exist_ok=True)
-            taken[photo.stem] = taken.get(photo.stem, 0) + 1
-            number = f"-{taken[photo.stem]}" if taken[photo.stem] > 1 else ""
-            target = options["output"] / f"{photo.stem}{number}.estimates.png"
+            target = options["output"] / name
             annotate(image, estimates).savefig(target)
             result["picture"] = str(target)
         results.append(result)

@@ -1,4 +1,4 @@
-"""The archives as their authors publish them: where they are, what is allowed, how to open them."""
+"""The archives as their authors publish them: where to find, how to verify and unpack them."""
 
 import shutil
 import tarfile
@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from agelib import AgelibError
-from agelib.files import Checksum, verify
+from agelib import AgelibError, files
+from agelib.files import Checksum, need_space, read_json, sha256, write_json
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 
@@ -81,6 +82,33 @@ def describe(names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("data set").round(1)
 
 
+def unpack_once(source: Path, target: Path) -> Path:
+    """Unpacks an archive unless that was done already; without the archive its folder will do.
+
+    Returns:
+        The target.
+
+    Raises:
+        AgelibError: If the archive is missing, damaged or unsafe.
+    """
+    if not source.exists():
+        if target.is_dir():
+            return target
+        raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
+    origin = known(source) or remember(source)
+    stamp = note_of(target)
+    if target.is_dir() and stamp.exists() and read_json(stamp) == origin:
+        return target
+    need_space(target.parent, 2 * source.stat().st_size)
+    try:
+        unpack(source, target)
+    except AgelibError:
+        note_of(source).unlink()  # whoever mends the archive wants it looked at anew
+        raise
+    write_json(stamp, origin)
+    return target
+
+
 def unpack(source: Path, target: Path) -> None:
     """Replaces a folder by the one of the same name in an archive: it is there whole or not at all.
 
@@ -94,9 +122,7 @@ def unpack(source: Path, target: Path) -> None:
     scratch = target.with_name(f".{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with _whole(source) as tar:
-            for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
-                tar.extract(member, scratch / "new", filter=_only_files)
+        _extract_all(source, scratch / "new")
         unpacked = scratch / "new" / target.name
         if not unpacked.is_dir():
             raise AgelibError(f"{source} holds no folder {target.name}: it is another archive.")
@@ -108,10 +134,10 @@ def unpack(source: Path, target: Path) -> None:
 
 
 def check(source: Path, checksum: Checksum) -> None:
-    """Makes sure that an archive is the right one or, where no checksum is known, that it is whole.
+    """Verifies an archive that the user provided.
 
     Raises:
-        AgelibError: If it is not.
+        AgelibError: If it is not the right one, or not whole.
     """
     try:
         verify(source, checksum)
@@ -120,10 +146,59 @@ def check(source: Path, checksum: Checksum) -> None:
             f"{source} is not the right archive ({error}): complete it, or delete it, and run the "
             "download step again."
         ) from error
+
+
+def verify(source: Path, checksum: Checksum) -> None:
+    """Makes sure that an archive has its checksum or, where none is known, that it is whole.
+
+    Raises:
+        OSError: If it is not; says why.
+    """
+    files.verify(source, checksum)
     if checksum is None:
         with _whole(source) as tar:
             for _ in tar:
                 pass
+
+
+def find_sha256(file: str, sums: str) -> Checksum:
+    """Returns a file's checksum if it is among the lines that `sha256sum` wrote."""
+    for line in sums.splitlines():
+        digest, _, name = line.strip().partition(" ")
+        if name.strip().removeprefix("*").removeprefix("./") == file:
+            return "sha256", digest
+    return None
+
+
+def remember(source: Path) -> dict[str, Any]:
+    """Notes a verified archive's size and SHA-256 beside it, so that nobody fetches it again."""
+    note = {"size": source.stat().st_size, "sha256": sha256(source)}
+    write_json(note_of(source), note)
+    return note
+
+
+def known(source: Path) -> dict[str, Any] | None:
+    """Returns what was noted of an archive when it was verified, if its size is still the same."""
+    if not (source.exists() and note_of(source).exists()):
+        return None
+    note = read_json(note_of(source))
+    return note if note["size"] == source.stat().st_size else None
+
+
+def note_of(path: Path) -> Path:
+    """Returns where the note of a file or folder lies: beside it."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _extract_all(source: Path, folder: Path) -> None:
+    try:
+        with _whole(source) as tar:
+            for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
+                tar.extract(member, folder, filter=_only_files)
+    except OSError as error:
+        raise AgelibError(
+            f"{source} cannot be unpacked ({error}): delete it and run the download step again."
+        ) from error
 
 
 @contextmanager
@@ -137,9 +212,7 @@ def _whole(source: Path) -> Iterator[tarfile.TarFile]:
         raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = str(error).split("\n")[0].rstrip(":")
-        raise AgelibError(
-            f"{source} is damaged ({reason}): delete it and run the download step again."
-        ) from error
+        raise OSError(f"it is damaged: {reason}") from error
 
 
 def _only_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:

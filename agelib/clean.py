@@ -6,8 +6,10 @@ side, and a run that was cut off goes on with the units that are not finished.
 """
 
 import hashlib
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,8 @@ from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.crops import crop_images
 from agelib.faces import PORTRAIT_CANVAS, Rejected
-from agelib.files import need_space, read_json, write_json
+from agelib.files import atomic, need_space, read_json, write_json
 from agelib.labels import (
-    BRANCH_NAMES,
-    GENDERS,
-    age_branch,
     count_reasons,
     person_hash,
     read_imdb_wiki,
@@ -34,6 +33,7 @@ from agelib.labels import (
 )
 
 UNIT_ROWS = 2048
+REJECTED = "rejected.csv"
 PARTS = "parts"  # notes of finished shards, until the manifest takes them over
 
 
@@ -101,10 +101,10 @@ def clean_table(
     """
     units = _units(table)
     head = _head(table, name, config)
-    done = _finished(folder, head)
+    done = _finished(folder, head, config.drive / "faces" / name)
     todo = {stem: rows for stem, rows in units.items() if stem not in done}
     if not todo and (folder / shards.MANIFEST).exists():
-        return shards.read_manifest(folder)
+        return _leave(table, folder)
     need_space(folder, sum(len(rows) for rows in todo.values()) * config.crop_size**2)
     parts = folder / PARTS
     workers = min(effective_n_jobs(config.workers), max(1, len(todo)))
@@ -114,40 +114,16 @@ def clean_table(
     )
     total = sum(len(rows) for rows in units.values())
     with tqdm(total=total, desc=f"clean {name}", unit=" images") as bar:
-        bar.update(sum(shard["rows"] for shard in done.values()))
-        for stem, shard in Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
+        for stem, shard in itertools.chain(done.copy().items(), _run(jobs, workers)):
             done[stem] = shard
             bar.update(shard["rows"])
-            if on_shard:
+            if on_shard and (parts / f"{stem}.json").exists():
                 on_shard([*(folder / file for file in shard["files"]), parts / f"{stem}.json"])
     manifest = _manifest(table, {stem: done[stem] for stem in units}, head)
-    _write_rejected(folder / "rejected.csv", table, manifest)
+    _write_rejected(folder / REJECTED, table, manifest)
     write_json(folder / shards.MANIFEST, manifest)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
-
-
-def kept_by_group(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Counts a data set's images before and after cleaning, by age branch and by gender.
-
-    Args:
-        table: As `read_table` returns it.
-        folder: The shards that `clean` made of it.
-
-    Returns:
-        For each branch and gender the images that passed the metadata rules (`usable`), those of
-        them that became faces (`kept`), and their `share`.
-    """
-    usable = table[table["reject"] == ""]
-    rejected = pd.read_csv(folder / "rejected.csv", keep_default_na=False)
-    kept = ~usable["path"].isin(rejected["path"])
-    groups = [
-        pd.Categorical.from_codes(age_branch(usable["age"].to_numpy(int)), BRANCH_NAMES),
-        pd.Categorical.from_codes(usable["gender"].to_numpy(int), GENDERS),
-    ]
-    counts = [kept.groupby(group, observed=False).agg(["size", "sum"]) for group in groups]
-    counts = pd.concat(counts).set_axis(["usable", "kept"], axis=1)
-    return counts.assign(share=(counts["kept"] / counts["usable"]).round(3))
 
 
 def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -162,7 +138,7 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
     """Returns what a shard's content depends on; shards of another head are not ours."""
-    labels = table[["path", "age", "gender", "race", "split", "reject"]]
+    labels = table[["path", "age", "gender", "person", "race", "split", "reject"]]
     # As text, which is the same whatever pandas makes of missing numbers.
     text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
     return {
@@ -171,11 +147,23 @@ def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
         "crop": config.crop,
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
+        "unit_rows": UNIT_ROWS,
         "table": hashlib.sha256(text.encode()).hexdigest(),
     }
 
 
-def _finished(folder: Path, head: dict) -> dict[str, dict]:
+def _run(jobs: Iterable, workers: int) -> Iterator[tuple[str, dict]]:
+    """Yields each unit's shard as soon as it is finished, in any order."""
+    try:
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
+    except BrokenExecutor as error:
+        raise AgelibError(
+            "A worker process died, most likely for want of memory: run this again with fewer "
+            "--workers; finished shards are kept."
+        ) from error
+
+
+def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
     """Returns the shards that are there already: of a finished run, and of one cut off."""
     done = {}
     manifest = folder / shards.MANIFEST
@@ -183,10 +171,13 @@ def _finished(folder: Path, head: dict) -> dict[str, dict]:
     for path in records:
         record = read_json(path)
         for key, value in head.items():
-            if record[key] != value:
+            if record.get(key) != value:
+                made = f"with {key} {record.get(key)}, but {value} is asked for"
+                if key == "table":
+                    made = "of other images or labels (the archive or --val-fraction has changed)"
+                places = " and ".join(str(place) for place in (folder, copy) if place.exists())
                 raise AgelibError(
-                    f"{folder} was made with {key} {record[key]}, but {value} is asked for: use "
-                    "the same settings, or another --data folder, or delete this one."
+                    f"{folder} was made {made}: use the same settings, or delete {places}."
                 )
         done.update(record["shards"])
     return {
@@ -216,6 +207,15 @@ def _clean_unit(
     return stem, shard
 
 
+def _leave(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a finished set, with all that belongs beside it and no more."""
+    manifest = shards.read_manifest(folder)
+    if not (folder / REJECTED).exists():
+        _write_rejected(folder / REJECTED, table, manifest)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    return manifest
+
+
 def _manifest(table: pd.DataFrame, done: dict[str, dict], head: dict) -> dict[str, Any]:
     """Returns the manifest: settings, versions, counts per split and reason, every shard."""
     counts = count_reasons(table).drop("kept", errors="ignore").to_dict()
@@ -239,4 +239,5 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
     metadata = table.loc[table["reject"] != "", ["path", "reject"]].to_numpy().tolist()
     cleaning = [pair for shard in manifest["shards"].values() for pair in shard["rejected"]]
     rejected = pd.DataFrame(metadata + cleaning, columns=["path", "reason"])
-    rejected.to_csv(path, index=False)
+    with atomic(path) as partial:
+        rejected.to_csv(partial, index=False)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
+
 from agelib import AgelibError
 
 BACKBONES = tuple(f"EfficientNetB{i}" for i in range(8))
+WEIGHTS = ("imagenet", "noisy-student")
 SOURCES = ("wiki", "imdb", "utkface")
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +72,8 @@ class Config:
         Raises:
             AgelibError: If a value is out of range or unknown.
         """
-        object.__setattr__(self, "data", Path(self.data).expanduser())
+        # Absolute, since processes on other machines have other working directories.
+        object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         object.__setattr__(self, "train_sources", tuple(self.train_sources))
         if self.image_size is None:
             object.__setattr__(self, "image_size", self.crop_size)
@@ -85,6 +89,11 @@ class Config:
             (train and train <= set(SOURCES), "train_sources", known),
             (test in SOURCES and test not in train, "test_source", f"{known}, not trained on"),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
+            (
+                self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in (".keras", ".h5"),
+                "weights",
+                f"none, {', '.join(WEIGHTS)}, or the path of a .keras or .h5 file",
+            ),
             (16 <= self.crop_size <= 600, "crop_size", "from 16 to 600 pixels"),
             (32 <= self.image_size <= 600, "image_size", "from 32 to 600 pixels"),
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
@@ -194,7 +203,7 @@ _PAPER: dict[str, Any] = {
     "weights": "imagenet",
     "crop_size": 160,
     "epochs": 35,
-    "workers": os.cpu_count() or 1,
+    "workers": cpu_count(),
 }
 
 PROFILES: dict[str, dict[str, Any]] = {

@@ -18,13 +18,14 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 
 BATCH = 64
 _THREADS = 2
-_AHEAD = 2  # batches; large photos wait in memory
+_AHEAD = 2  # batches
+_MAX_SIDE = 1024  # pixels of an image in memory: more than any crop has, and batches stay small
 
 _Image = np.ndarray | Rejected
 
 
 @functools.cache
-def detector(alone: bool = True) -> "FaceDetector":
+def detector(alone: bool) -> "FaceDetector":
     """Returns this process' detector.
 
     Args:
@@ -44,7 +45,7 @@ def detector(alone: bool = True) -> "FaceDetector":
 
 
 def crop_images(
-    paths: Sequence[Path], crop: dict[str, Any], alone: bool = True
+    paths: Sequence[Path], crop: dict[str, Any], alone: bool
 ) -> Iterator[bytes | Rejected]:
     """Finds and crops the face that each image is about.
 
@@ -77,7 +78,7 @@ def _ahead(pool: Executor, call: Callable, items: Iterable) -> Iterator:
 
 
 def _read(paths: Sequence[Path]) -> list[_Image]:
-    return [_or_rejected(read_image, path) for path in paths]
+    return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
 
 
 def _readable(images: Iterable[_Image]) -> Iterator[np.ndarray]:

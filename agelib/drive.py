@@ -36,10 +36,12 @@ def mount(config: Config) -> Path:
         config.drive.mkdir(parents=True, exist_ok=True)
     # Colab raises ValueError, RuntimeError or MessageError, depending on what went wrong.
     except Exception as error:
-        raise AgelibError(
-            f"{config.drive} cannot be used ({error}): allow access to Google Drive when asked and "
-            "run this cell again, or name another folder in AGELIB_DRIVE."
-        ) from error
+        way_out = (
+            "allow access to Google Drive when asked and run this cell again"
+            if on_colab()
+            else "name another folder in AGELIB_DRIVE"
+        )
+        raise AgelibError(f"{config.drive} cannot be used ({error}): {way_out}.") from error
     return config.drive
 
 
@@ -51,7 +53,9 @@ def flush() -> None:
         drive.flush_and_unmount()
 
 
-def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[str]:
+def push(
+    local: Path, remote: Path, only: Sequence[Path] | None = None, verify: bool = False
+) -> list[str]:
     """Copies a file or a folder to Drive, leaving out what is there already.
 
     Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`.
@@ -60,6 +64,7 @@ def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[
         local: What to copy; hidden files stay behind.
         remote: Where to: the copy's own path, not its parent's.
         only: If given, the files of the folder to copy.
+        verify: Whether to read what is there already too, in place of trusting `SHA256SUMS`.
 
     Returns:
         The names of the files that were copied.
@@ -81,7 +86,9 @@ def push(local: Path, remote: Path, only: Sequence[Path] | None = None) -> list[
     stale = [
         name
         for name, path in files.items()
-        if sums.get(name) != digests[name] or not _same_size(path, target / name)
+        if sums.get(name) != digests[name]
+        or not _same_size(path, target / name)
+        or (verify and sha256(target / name) != digests[name])
     ]
     need_space(target, sum(files[name].stat().st_size for name in stale))
     for name in tqdm(stale, desc=f"push {local.name}", unit=" files", disable=len(stale) < 10):
@@ -127,7 +134,9 @@ def remove(remote: Path, folder: str) -> None:
     _check_mounted(remote)
     shutil.rmtree(remote / folder, ignore_errors=True)
     sums = _read_sums(remote)
-    _write_sums(remote, {name: sums[name] for name in sums if not name.startswith(f"{folder}/")})
+    kept = {name: sums[name] for name in sums if not name.startswith(f"{folder}/")}
+    if kept != sums:
+        _write_sums(remote, kept)
 
 
 def holds(remote: Path) -> bool:

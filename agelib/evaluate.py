@@ -163,6 +163,8 @@ def evaluate_folder(
     """
     from agelib.clean import clean_table  # here for the same reason
 
+    if not Path(images).is_dir():
+        raise AgelibError(f"{images} is no folder: name one with images.")
     table = read_utkface(images).assign(split="test")
     if not (table["reject"] == "").any():
         raise AgelibError(f"{images} holds no image named age_gender_race_date.jpg.")

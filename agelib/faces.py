@@ -88,27 +88,31 @@ def read_image(source: Path | bytes, max_side: int = MAX_PIXELS) -> np.ndarray:
     name = "the image" if isinstance(source, bytes) else source
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            # A JPEG need not be decoded at full size in the first place.
-            image.draft(None, (max_side, max_side))
-            rgb = _to_rgb(image)
-            rgb.thumbnail((max_side, max_side))
-            return np.asarray(rgb)
+        return _decode(file, max_side)
     # Pillow's decoders raise nearly anything on damaged files, and say it in terms of their own.
     except Exception as error:
         if isinstance(error, Image.DecompressionBombError):
             why = f"more than {MAX_PIXELS // 1_000_000} megapixels"
         else:
             why = getattr(error, "strerror", None) or "damaged, or of no common format"
-        raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).") from error
+    # Not from the decoder's error, whose traceback keeps the image: cleaning collects rejections.
+    raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
+
+
+def _decode(file: Path | io.BytesIO, max_side: int) -> np.ndarray:
+    with Image.open(file, formats=_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        # A JPEG need not be decoded at full size in the first place.
+        image.draft(None, (max_side, max_side))
+        rgb = _to_rgb(image)
+        rgb.thumbnail((max_side, max_side))
+        return np.asarray(rgb)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an image and turns it upright, without a copy where it can do without."""
     image.load()
-    # Damaged EXIF is no reason to lose a photo.
+    # In place, as a copy of a large photo is large. Damaged EXIF is no reason to lose one.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits per pixel

@@ -149,7 +149,7 @@ def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[s
     The page or actor id in the file name stands in where there is no name.
     """
     return [
-        f"{' '.join(name.casefold().split())} {birth}"
+        f"{' '.join(name.casefold().split())} {int(birth)}"
         if isinstance(name, str) and name.strip()
         else Path(path).name.split("_")[0]
         for name, birth, path in zip(names, births, paths, strict=True)
@@ -196,3 +196,26 @@ def count_reasons(table: pd.DataFrame) -> pd.Series:
     """Counts a table's rows by reason, the usable ones under "kept", most frequent first."""
     reasons = table["reject"].replace("", "kept")
     return reasons.value_counts().rename("images").rename_axis("reason")
+
+
+def kept_by_group(table: pd.DataFrame, rejected: Iterable[str]) -> pd.DataFrame:
+    """Counts a data set's images before and after cleaning, by age branch and by gender.
+
+    Args:
+        table: One row for each image, as the readers return it.
+        rejected: Paths of the images that cleaning left out, or of all that were.
+
+    Returns:
+        For each branch and gender the images that passed the metadata rules (`usable`), those of
+        them that were not rejected since (`kept`), and their `share`.
+    """
+    usable = table[table["reject"] == ""]
+    kept = ~usable["path"].isin(set(rejected))
+    groups = [
+        pd.Categorical.from_codes(age_branch(usable["age"].to_numpy(int)), BRANCH_NAMES),
+        pd.Categorical.from_codes(usable["gender"].to_numpy(int), GENDERS),
+    ]
+    counts = pd.concat(
+        [kept.groupby(group, observed=False).agg(["size", "sum"]) for group in groups]
+    ).set_axis(["usable", "kept"], axis=1)
+    return counts.assign(share=(counts["kept"] / counts["usable"]).round(3))

@@ -193,7 +193,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         return keras.models.load_model(path), note
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise AgelibError(
-            f"{path} is no model of agelib's ({_first_line(error)}): train it again."
+            f"{path} is no model of agelib's ({_first_line(error)}): delete it and train again."
         ) from error
 
 

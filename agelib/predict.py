@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agelib.model import load_model
 _CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
 PHOTO_CANVAS = _CANVASES[-1]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIX = ".estimates.png"
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ class Estimator:
             One estimate a face, from left to right; empty if there is none.
 
         Raises:
-            AgelibError: If the photo cannot be read.
+            AgelibError: If the photo cannot be read, or is an array of another form.
         """
-        image = photo if isinstance(photo, np.ndarray) else read_image(photo)
+        image = _check(photo) if isinstance(photo, np.ndarray) else read_image(photo)
         long_side = max(image.shape[:2])
         canvas_size = next((size for size in _CANVASES if size >= long_side), PHOTO_CANVAS)
         faces = self._detector.detect([image], canvas_size)[0]
@@ -112,6 +114,8 @@ class Estimator:
 def find_photos(places: Sequence[Path]) -> list[Path]:
     """Returns the photos among files and folders, folders read at any depth.
 
+    Annotated pictures (`*.estimates.png`) in a folder are no photos.
+
     Raises:
         AgelibError: If a place does not exist or a folder holds no photo.
     """
@@ -126,9 +130,33 @@ def find_photos(places: Sequence[Path]) -> list[Path]:
     return photos
 
 
+def name_pictures(photos: Sequence[Path]) -> list[str]:
+    """Returns a file name of its own for the annotated picture of each photo."""
+    names: dict[str, str] = {}
+    for photo in photos:
+        stems = chain([photo.stem], (f"{photo.stem}-{number}" for number in count(2)))
+        # Some file systems take A.png and a.png for one file.
+        stem = next(stem for stem in stems if stem.lower() not in names)
+        names[stem.lower()] = f"{stem}{PICTURE_SUFFIX}"
+    return list(names.values())
+
+
 def _images_below(folder: Path) -> list[Path]:
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [
+        path
+        for path in paths
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(PICTURE_SUFFIX)
+    ]
+
+
+def _check(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise AgelibError(
+            f"The photo is {image.dtype} of shape {image.shape}, but must be RGB uint8 of shape "
+            "(height, width, 3), as agelib.faces.read_image returns it."
+        )
+    return image
 
 
 def _named(names: Sequence[str], probabilities: np.ndarray) -> dict[str, float]:

@@ -155,7 +155,7 @@ def utkface_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 def make_archives(folder: Path) -> list[Path]:
     """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`, the same bytes every time.
 
-    Archives that are already there stay as they are.
+    Those that are already there stay as they are.
 
     Args:
         folder: Where to; it then serves as a mirror of the official homes.
@@ -163,15 +163,18 @@ def make_archives(folder: Path) -> list[Path]:
     Returns:
         The two archives' paths.
     """
-    folder = Path(folder)
-    paths = [folder / "wiki_crop.tar", folder / "UTKFace.tar.gz"]
-    if (folder / "SHA256SUMS").exists():
-        return paths
-    _write_tar(paths[0], _wiki_files(np.random.default_rng(SEED)))
-    _write_tar(paths[1], utkface_files(np.random.default_rng(SEED + 1)))
-    with atomic(folder / "SHA256SUMS") as partial:
-        partial.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in paths))
-    return paths
+    contents = {
+        Path(folder) / "wiki_crop.tar": _wiki_files(np.random.default_rng(SEED)),
+        Path(folder) / "UTKFace.tar.gz": utkface_files(np.random.default_rng(SEED + 1)),
+    }
+    for path, files in contents.items():
+        if not path.exists():
+            _write_tar(path, files)
+    sums = Path(folder) / "SHA256SUMS"
+    if not sums.exists():
+        with atomic(sums) as partial:
+            partial.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in contents))
+    return list(contents)
 
 
 def _write_tar(path: Path, files: Iterator[tuple[str, bytes]]) -> None:

@@ -4,7 +4,9 @@
 each one lies and who it shows. `manifest.json` names every shard with its size and SHA-256.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from agelib import AgelibError
-from agelib.files import atomic, read_json, sha256
+from agelib.files import atomic, read_json, remove_partials, sha256
 from agelib.labels import age_branch
 
 FORMAT = 1
@@ -72,6 +74,7 @@ def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[
     files = {}
     for kind, array in (("images", images), ("index", index)):
         path = folder / f"{name}.{kind}.npy"
+        remove_partials(path)
         with atomic(path) as partial, open(partial, "wb") as file:
             np.save(file, array, allow_pickle=False)
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -120,6 +123,12 @@ def shard_is_whole(folder: Path, shard: dict, *, hashes: bool) -> bool:
     return True
 
 
+def fingerprint(folder: Path) -> str:
+    """Returns a checksum of all faces of a set, whichever versions of libraries wrote them."""
+    files = [shard["files"] for shard in read_manifest(folder)["shards"].values()]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 class FaceSet:
     """The faces of one split of one or several data sets, decoded on demand.
 
@@ -128,7 +137,7 @@ class FaceSet:
         split: "train", "val" or "test".
 
     Raises:
-        AgelibError: If a folder has no such faces, or a shard is missing or damaged.
+        AgelibError: If a folder has no such faces, or a shard cannot be read.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):

@@ -15,6 +15,7 @@ from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
 from agelib.archives import ARCHIVES
+from agelib.callbacks import checkpoint_path
 from agelib.config import Config
 from agelib.evaluate import evaluate_run
 from agelib.shards import MANIFEST, damaged_shards, read_manifest
@@ -34,8 +35,10 @@ def download(name: str, config: Config) -> Path:
         drive.pull(remote, local)
         downloading.remember(local)
     archive = downloading.fetch(name, config)
+    folder = downloading.extract(name, config)
+    # After that: what cannot be extracted must not come back from Drive again and again.
     drive.push(archive, remote)
-    return downloading.extract(name, config)
+    return folder
 
 
 def clean(name: str, config: Config) -> dict[str, Any]:
@@ -53,8 +56,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
         )
-    if not faces.exists() and drive.holds(remote):
-        drive.pull(remote, faces)
+    _pull_set(name, config)
     archive = _archive_on_drive(name, config)
     if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
         drive.pull(archive, config.raw / archive.name)
@@ -72,9 +74,8 @@ def verify(name: str, config: Config) -> list[str]:
     Returns:
         The names of the damaged shards.
     """
-    faces, remote = config.faces / name, config.drive / "faces" / name
-    if not faces.exists() and drive.holds(remote):
-        drive.pull(remote, faces)
+    faces = config.faces / name
+    _pull_set(name, config)
     damaged = damaged_shards(faces) if (faces / MANIFEST).exists() else []
     for shard in damaged:
         for file in read_manifest(faces)["shards"][shard]["files"]:
@@ -83,7 +84,9 @@ def verify(name: str, config: Config) -> list[str]:
 
 
 def upload(name: str, config: Config) -> list[str]:
-    """Brings a data set's shards to Drive, verified, and clears away the notes of unfinished work.
+    """Brings a data set's shards to Drive and clears away the notes of unfinished work.
+
+    Every byte is read, here and there, and compared.
 
     Returns:
         The names of the files that were not there yet.
@@ -92,15 +95,14 @@ def upload(name: str, config: Config) -> list[str]:
         AgelibError: If a shard here is damaged.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    if not (faces / MANIFEST).exists() and drive.holds(remote):
-        drive.pull(remote, faces)
+    _pull_set(name, config)
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(
             f"{faces} has damaged shards ({', '.join(damaged)}): run `python -m agelib clean "
             "--verify`, or agelib.steps.verify and agelib.steps.clean; they are rebuilt alone."
         )
-    copied = drive.push(faces, remote)
+    copied = drive.push(faces, remote, verify=True)
     drive.remove(remote, cleaning.PARTS)
     return copied
 
@@ -112,9 +114,7 @@ def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
         Data set -> manifest.
     """
     for name in config.sources:
-        remote = config.drive / "faces" / name
-        if drive.holds(remote):
-            drive.pull(remote, config.faces / name)
+        _pull_set(name, config)
     return {name: read_manifest(config.faces / name) for name in config.sources}
 
 
@@ -164,6 +164,20 @@ def pull_model(config: Config) -> Path:
     return path
 
 
+def _pull_set(name: str, config: Config) -> None:
+    """Fetches a set's shards from Drive, finished or not, unless others lie here already."""
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    if not drive.holds(remote):
+        return
+    here, there = faces / MANIFEST, remote / MANIFEST
+    if there.exists():
+        fits = not here.exists() or here.read_bytes() == there.read_bytes()
+    else:
+        fits = not faces.exists()
+    if fits:
+        drive.pull(remote, faces)
+
+
 def _pull_run(config: Config) -> None:
     """Fetches the run from Drive if it got further there than here."""
     remote = _run_on_drive(config)
@@ -174,7 +188,8 @@ def _pull_run(config: Config) -> None:
 def _progress(folder: Path) -> tuple[bool, int]:
     """Returns how far a run got: whether it is finished, and its epochs."""
     history = folder / "history.csv"
-    epochs = len(pd.read_csv(history)) if history.exists() else 0
+    goes_on = history.exists() and checkpoint_path(folder).exists()
+    epochs = len(pd.read_csv(history)) if goes_on else 0
     return (folder / "model.keras").exists(), epochs
 
 

@@ -15,7 +15,7 @@ from agelib.files import read_json, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model import build_model, load_model, save_model
 from agelib.pipeline import ordered_batches, train_batches
-from agelib.shards import FaceSet, read_manifest
+from agelib.shards import FaceSet, fingerprint, read_manifest
 
 _WARM_UP_SHARE = 0.1
 _WEIGHT_DECAY = 1e-3
@@ -39,7 +39,8 @@ def train(
             the loss is no longer a number.
     """
     folder = config.run_folder
-    _check_settings(config)
+    made_of = config.to_dict() | {"faces": _fingerprints(config)}
+    _check_settings(config, made_of, remote)
     done = folder / "model.keras"
     if done.exists():
         return read_history(folder)
@@ -47,7 +48,7 @@ def train(
     batch_size = min(config.batch_size, len(faces["train"]))
     steps = len(faces["train"]) // batch_size
     model, history = _begin(config, steps)
-    write_json(folder / "config.json", config.to_dict())
+    write_json(folder / "config.json", made_of)
     if history:
         write_history(folder, history)
     note = _note(config, faces)
@@ -148,17 +149,26 @@ def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
     return tf.abs(tf.reduce_sum(difference * years, axis=-1))
 
 
-def _check_settings(config: Config) -> None:
-    """Makes sure that a run goes on with its own settings."""
+def _fingerprints(config: Config) -> dict[str, str]:
+    """Returns what tells the train sources' faces from those of another cleaning."""
+    return {name: fingerprint(config.faces / name) for name in config.train_sources}
+
+
+def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None) -> None:
+    """Makes sure that a run goes on with its own settings and faces."""
     path = config.run_folder / "config.json"
     if not path.exists():
         return
     noted = read_json(path)
-    for name, value in config.to_dict().items():
+    for name, value in made_of.items():
         if noted.get(name) != value:
+            differs = f"has {name} {noted.get(name)}, but {value} is asked for"
+            if name == "faces":
+                differs = f"was trained on other faces than those in {config.faces}"
+            places = " and ".join(str(p) for p in (path.parent, remote) if p and p.exists())
             raise AgelibError(
-                f"Run {config.run} in {path.parent} has {name} {noted.get(name)}, but {value} is "
-                "asked for: choose another name with --run, or delete the folder."
+                f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
+                f"delete {places}."
             )
 
 

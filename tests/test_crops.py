@@ -38,7 +38,7 @@ def batches(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 4, 64])
 def test_each_image_gets_its_own_result_in_order(photos, batches, monkeypatch, size):
     monkeypatch.setattr(crops, "BATCH", size)
-    results = list(crops.crop_images(photos, CROP))
+    results = list(crops.crop_images(photos, CROP, alone=True))
     assert [getattr(result, "reason", None) for result in results] == [
         None,
         None,
@@ -58,32 +58,32 @@ def test_only_a_few_batches_are_in_memory_at_a_time(photos, batches, monkeypatch
     monkeypatch.setattr(crops, "BATCH", 1)
     read, read_image = [], crops.read_image
 
-    def remember(path):
+    def remember(path, max_side):
         read.append(path)
-        return read_image(path)
+        return read_image(path, max_side)
 
     monkeypatch.setattr(crops, "read_image", remember)
     many = photos[:2] * 50
-    results = crops.crop_images(many, CROP)
+    results = crops.crop_images(many, CROP, alone=True)
     next(results)
     assert len(read) <= 2 * crops._AHEAD + 3
 
 
 def test_an_unexpected_error_is_not_taken_for_a_bad_image(photos, batches, monkeypatch):
-    def fail(path):
+    def fail(path, max_side):
         raise ZeroDivisionError
 
     monkeypatch.setattr(crops, "read_image", fail)
     with pytest.raises(ZeroDivisionError):
-        list(crops.crop_images(photos, CROP))
+        list(crops.crop_images(photos, CROP, alone=True))
 
 
 def test_no_images_give_no_crops(batches):
-    assert list(crops.crop_images([], CROP)) == []
+    assert list(crops.crop_images([], CROP, alone=True)) == []
 
 
 def test_mtcnn_finds_the_face_that_is_cropped(tmp_path, rng):
     path = tmp_path / "portrait.jpg"
     path.write_bytes(encode_jpeg(draw_portrait(30, 1, rng)))
-    [jpeg] = crops.crop_images([path], CROP | {"align": True})
+    [jpeg] = crops.crop_images([path], CROP | {"align": True}, alone=True)
     assert decode_jpeg(jpeg).shape == (64, 64, 3)

@@ -64,6 +64,12 @@ def contents(folder):
     return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in paths}
 
 
+def assert_one_sentence(caught):
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "object at 0x" not in text
+
+
 @contextmanager
 def serving(handler):
     """Runs a web server on this machine; gives its address."""
@@ -74,6 +80,14 @@ def serving(handler):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """The seconds that a download would have waited; nobody waits."""
+    seconds = []
+    monkeypatch.setattr(download, "sleep", seconds.append)
+    return seconds
 
 
 @pytest.fixture
@@ -142,10 +156,17 @@ def test_a_url_may_end_with_a_slash(url, config, monkeypatch):
     assert download.fetch("wiki", config).exists()
 
 
-def test_a_mirror_without_sums_is_taken_at_its_word(mirrors, config):
+def test_an_archive_from_a_mirror_without_sums_is_read_to_its_end(mirrors, config):
     (mirrors / "SHA256SUMS").unlink()
-    path = download.fetch("wiki", config)
-    assert path.read_bytes() == (mirrors / path.name).read_bytes()
+    source = mirrors / "UTKFace.tar.gz"
+    whole = source.read_bytes()
+    source.write_bytes(whole[:-9])
+    with pytest.raises(AgelibError, match=r"could not be fetched from .*it is damaged: ") as caught:
+        download.fetch("utkface", config)
+    assert_one_sentence(caught)
+    assert listing(config.raw) == []
+    source.write_bytes(whole)
+    assert download.fetch("utkface", config).read_bytes() == whole
 
 
 def test_sums_may_mark_binary_files_with_a_star(mirrors, config):
@@ -155,6 +176,16 @@ def test_sums_may_mark_binary_files_with_a_star(mirrors, config):
     (mirrors / "SHA256SUMS").write_text(f"{'0' * 64} *UTKFace.tar.gz\n")
     with pytest.raises(AgelibError):
         download.fetch("utkface", config)
+
+
+@pytest.mark.parametrize("mark", ["  ./", " *./"])
+def test_sums_may_name_files_as_find_does(mirrors, config, mark):
+    (mirrors / "SHA256SUMS").write_text(f"{'0' * 64}{mark}wiki_crop.tar\n")
+    with pytest.raises(AgelibError, match="does not have the SHA256"):
+        download.fetch("wiki", config)
+    digest = sha256(mirrors / "wiki_crop.tar")
+    (mirrors / "SHA256SUMS").write_text(f"{digest}{mark}wiki_crop.tar\n")
+    assert download.fetch("wiki", config).exists()
 
 
 def test_an_archive_with_another_sum_leaves_nothing_behind(mirrors, config):
@@ -198,8 +229,12 @@ def test_what_neither_the_mirror_nor_its_home_has_names_both(mirrors, config, mo
 def test_the_sample_has_no_other_home_than_its_mirror(tmp_path):
     config = Config.from_profile("sample", data=tmp_path)
     Path(config.mirror).mkdir(parents=True)
-    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched from .*mirror "):
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched from ") as caught:
         download.fetch("wiki", config)
+    text = str(caught.value)
+    assert text.endswith(f": delete {config.mirror} and run the download step again.")
+    assert ARCHIVES["wiki"].home not in text
+    assert "AGELIB_MIRROR" not in text
 
 
 def test_a_mirror_that_is_not_there_is_named(config, tmp_path, monkeypatch):
@@ -208,11 +243,14 @@ def test_a_mirror_that_is_not_there_is_named(config, tmp_path, monkeypatch):
         download.fetch("wiki", config)
 
 
-def test_a_web_mirror_that_does_not_answer_is_named(config, monkeypatch):
+def test_a_web_mirror_that_does_not_answer_is_named(config, monkeypatch, pauses):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("AGELIB_MIRROR", "http://127.0.0.1:9")
-    with pytest.raises(AgelibError, match=r"from http://127\.0\.0\.1:9 .*try again later"):
+    sentence = r"from http://127\.0\.0\.1:9 \(no connection to 127\.0\.0\.1\): try again later"
+    with pytest.raises(AgelibError, match=sentence) as caught:
         download.fetch("wiki", config)
+    assert_one_sentence(caught)
+    assert pauses == [1, 2, 4, 8]
 
 
 def test_a_second_fetch_asks_nobody(mirrors, config, monkeypatch):
@@ -298,6 +336,52 @@ def test_utkface_comes_from_google_drive_with_its_resource_key(config, monkeypat
     assert "resourcekey=0-dabpv_3J0C0cditpiAfhAw" in asked[0]
 
 
+@pytest.mark.usefixtures("no_mirror")
+def test_utkface_from_google_drive_is_read_to_its_end(config, monkeypatch, tmp_path):
+    whole = write_tar(tmp_path / "UTKFace.tar.gz", GOOD).read_bytes()
+
+    def cut_off(_url, output, **_):
+        with open(output, "wb") as file:
+            file.write(whole[:-9])
+
+    monkeypatch.setattr(gdown, "download", cut_off)
+    with pytest.raises(AgelibError, match=r"could not be fetched from .*it is damaged: ") as caught:
+        download.fetch("utkface", config)
+    assert_one_sentence(caught)
+    assert listing(config.raw) == []
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_google_drive_is_asked_again_when_the_connection_drops(config, monkeypatch, pauses):
+    drops = [requests.ConnectionError("dropped"), requests.Timeout("too slow")]
+
+    def fake(_url, output, **_):
+        if drops:
+            Path(f"{output}half").touch()
+            raise drops.pop()
+        assert list(config.raw.iterdir()) == []
+        write_tar(Path(output), GOOD)
+
+    monkeypatch.setattr(gdown, "download", fake)
+    assert listing(download.fetch("utkface", config).parent) == [
+        "UTKFace.tar.gz",
+        "UTKFace.tar.gz.json",
+    ]
+    assert pauses == [1, 2]
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_what_google_drive_refuses_is_not_asked_for_again(config, monkeypatch, pauses):
+    def refuse(*_, **__):
+        raise gdown.exceptions.FileURLRetrievalError("no permission\nlong advice")
+
+    monkeypatch.setattr(gdown, "download", refuse)
+    with pytest.raises(AgelibError, match=r"\(no permission\): try again later") as caught:
+        download.fetch("utkface", config)
+    assert_one_sentence(caught)
+    assert pauses == []
+
+
 @pytest.mark.parametrize("page", [b"<html>Too many users have viewed this file</html>", None])
 @pytest.mark.usefixtures("no_mirror")
 def test_a_web_page_in_place_of_utkface_is_refused(config, monkeypatch, page):
@@ -363,7 +447,7 @@ def test_where_no_checksum_is_known_the_archive_must_be_whole(config):
     path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
-    with pytest.raises(AgelibError, match=r"UTKFace\.tar\.gz is damaged .*: delete it"):
+    with pytest.raises(AgelibError, match=r"UTKFace\.tar\.gz is not .*it is damaged: .* delete it"):
         download.fetch("utkface", config)
     assert path.read_bytes() == whole[:-9]
     path.write_bytes(whole)
@@ -411,9 +495,12 @@ class Line:
 
     def __init__(self, content):
         self.content, self.drops, self.etag, self.ranges = content, [], '"1"', True
-        self.sums, self.starts = True, []
+        self.sums, self.starts, self.refusals = True, [], {}
 
     def answer(self, handler):
+        refusals = self.refusals.get((handler.command, handler.path), [])
+        if refusals:
+            return self.send(handler, refusals.pop(0), b"")
         if handler.path == "/SHA256SUMS" and self.sums:
             digest = hashlib.sha256(self.content).hexdigest()
             return self.send(handler, 200, f"{digest}  wiki_crop.tar\n".encode())
@@ -477,14 +564,76 @@ def assert_cut_off(config):
     assert listing(config.raw) == ["wiki_crop.tar.part", "wiki_crop.tar.part.json"]
 
 
-def test_a_download_goes_on_as_long_as_it_gets_further(line, config):
+def test_a_download_goes_on_as_long_as_it_gets_further(line, config, pauses):
     line.drops = [BLOCK + 7] * 12
     assert_arrived(line, config)
     assert line.starts == [BLOCK * i for i in range(13)]
+    assert pauses == []
+
+
+def test_pauses_grow_while_a_download_gets_no_further(line, config, pauses):
+    line.drops = [0, 0, BLOCK, 0, 0, 0, BLOCK]
+    assert_arrived(line, config)
+    assert pauses == [1, 2, 1, 2, 4]
+
+
+def test_the_message_says_how_far_a_download_got(line, config):
+    line.drops = [BLOCK * 2, *NOTHING]
+    with pytest.raises(AgelibError, match=r"\(it stopped after 131,072 bytes\)") as caught:
+        download.fetch("wiki", config)
+    assert_one_sentence(caught)
+
+
+ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
+
+
+@pytest.mark.parametrize("place", [ARCHIVE, SUMS])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(line, config, pauses, place, status):
+    line.refusals[place] = [status] * (download._TRIES - 1)
+    assert_arrived(line, config)
+    assert pauses == [1, 2, 4, 8]
+
+
+def test_a_busy_server_loses_nothing_that_arrived_before(line, config, pauses):
+    line.drops = [BLOCK]
+    line.after = lambda: line.refusals.setdefault(ARCHIVE, [503])
+    assert_arrived(line, config)
+    assert line.starts == [0, BLOCK]
+    assert pauses == [1]
+
+
+@pytest.mark.parametrize("place", [ARCHIVE, SUMS])
+def test_a_server_that_stays_busy_is_given_up(line, config, pauses, place):
+    line.refusals[place] = [503] * (download._TRIES + 1)
+    with pytest.raises(AgelibError, match=r"\(HTTP 503\): try again later") as caught:
+        download.fetch("wiki", config)
+    assert_one_sentence(caught)
+    assert line.refusals[place] == [503]
+    assert len(pauses) == download._TRIES - 1
+
+
+@pytest.mark.parametrize(
+    ("place", "status"), [(ARCHIVE, 403), (ARCHIVE, 404), (SUMS, 403), (SUMS, 410)]
+)
+def test_a_server_that_refuses_is_not_asked_again(line, config, pauses, place, status):
+    line.refusals[place] = [status]
+    with pytest.raises(AgelibError, match=rf"\(HTTP {status}\)"):
+        download.fetch("wiki", config)
+    assert pauses == []
+
+
+def test_an_address_that_makes_no_sense_is_not_asked_again(config, monkeypatch, pauses):
+    monkeypatch.setenv("AGELIB_MIRROR", "gopher://127.0.0.1")
+    with pytest.raises(AgelibError, match="No connection adapters were found for 'gopher"):
+        download.fetch("wiki", config)
+    assert pauses == []
 
 
 def test_a_download_arrives_when_progress_is_not_shown(line, config, monkeypatch):
-    monkeypatch.setattr(download, "tqdm", functools.partial(download.tqdm, disable=True))
+    monkeypatch.setattr(
+        download.tqdm, "wrapattr", functools.partial(download.tqdm.wrapattr, disable=True)
+    )
     line.drops = [BLOCK] * 3
     assert_arrived(line, config)
 
@@ -511,7 +660,7 @@ def test_a_second_fetch_goes_on_where_the_first_gave_up(line, config):
 
 def other(line, extra=b""):
     """Returns another archive of the same size, or a longer one."""
-    return line.content.replace(b"jpg", b"JPG") + extra
+    return line.content.replace(b"jpgjpg", b"JPGJPG") + extra
 
 
 @pytest.mark.parametrize("sums", [True, False], ids=["sums", "no sums"])
@@ -534,10 +683,11 @@ def test_a_file_that_changes_between_two_tries_is_fetched_anew(line, config):
     assert_arrived(line, config)
 
 
-def test_a_file_that_has_become_shorter_is_fetched_anew(line, config):
+def test_a_file_that_has_become_shorter_is_fetched_anew(line, home, config):
     line.sums, line.drops = False, [BLOCK * 9, *NOTHING]
     assert_cut_off(config)
-    line.content, line.etag = line.content[: BLOCK * 8], '"2"'
+    shorter = write_tar(home / "wiki_crop.tar", WIKI | {"wiki_crop/big": bytes(7 * BLOCK)})
+    line.content, line.etag = shorter.read_bytes(), '"2"'
     assert_arrived(line, config)
 
 
@@ -636,7 +786,7 @@ def assert_refused(name, config, sentence):
 def test_a_truncated_tar_is_damaged(config, kept):
     path = write_tar(config.raw / "wiki_crop.tar", WIKI)
     path.write_bytes(path.read_bytes()[:kept])
-    assert_refused("wiki", config, r"is damaged .*: delete it and run the download step again")
+    assert_refused("wiki", config, r"is damaged: .*: delete it and run the download step again")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.95])

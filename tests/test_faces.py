@@ -1,8 +1,10 @@
+import gc
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from skimage import data
 
 from agelib import shards
@@ -220,6 +222,14 @@ def test_what_is_no_file_is_rejected(tmp_path, name, why):
         read_image(tmp_path / name)
     assert caught.value.reason == "unreadable"
     assert str(caught.value) == f"{tmp_path / name} cannot be read as an image ({why})."
+
+
+def test_a_rejection_does_not_keep_the_image_in_memory():
+    with pytest.raises(Rejected) as rejection:
+        read_image(PHOTO[:-200])
+    gc.collect()
+    assert [thing for thing in gc.get_objects() if type(thing) is JpegImageFile] == []
+    assert rejection.value.reason == "unreadable"
 
 
 def test_postscript_does_not_start_ghostscript(monkeypatch):

@@ -13,6 +13,7 @@ from agelib.labels import (
     age_at_photo,
     age_branch,
     count_reasons,
+    kept_by_group,
     person_hash,
     read_imdb_wiki,
     read_utkface,
@@ -404,3 +405,13 @@ def test_the_real_utkface_table(real):
     assert kept["age"].between(1, 85).all()
     assert named[["age", "gender", "race"]].notna().all(axis=None)
     assert table["person"].is_unique
+
+
+def test_images_are_counted_by_group_before_and_after(tmp_path):
+    names = ["8_0_0_1.jpg", "9_1_0_1.jpg", "30_1_0_1.jpg", "30_1_0_2.jpg", "99_1_0_1.jpg"]
+    utkface(tmp_path, *names)
+    counts = kept_by_group(read_utkface(tmp_path), ["30_1_0_2.jpg", "99_1_0_1.jpg"])
+    assert counts.index.tolist() == [*BRANCH_NAMES, *GENDERS]
+    assert counts["usable"].tolist() == [2, 0, 2, 0, 0, 1, 3]
+    assert counts["kept"].tolist() == [2, 0, 1, 0, 0, 1, 2]
+    assert counts["share"]["24-39"] == 0.5

@@ -103,7 +103,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
     expected = {
         **VALUES,
         "train_sources": ("imdb", "utkface"),
-        "data": Path("some/where"),
+        "data": Path("some/where").absolute(),
         **{name: int(VALUES[name]) for name in ("crop_size", "image_size", "epochs")},
         **{name: int(VALUES[name]) for name in ("batch_size", "seed", "workers")},
         **{name: float(VALUES[name]) for name in ("margin", "val_fraction", "learning_rate")},
@@ -364,6 +364,15 @@ def test_photos_of_the_same_name_get_pictures_of_their_own(options, album, tmp_p
     assert len(results) == 3
     assert len({result["picture"] for result in results}) == 3
     assert all(Path(result["picture"]).exists() for result in results)
+
+
+def test_predicting_again_takes_no_picture_for_a_photo(options, album, capsys):
+    arguments = ["predict", "--json", *options, str(album), "--output", str(album)]
+    main(arguments)
+    first = capsys.readouterr().out
+    assert len(list(album.glob("*.estimates.png"))) == 2
+    main(arguments)
+    assert capsys.readouterr().out == first
 
 
 def test_predict_takes_any_model(trained, album, tmp_path, capsys):

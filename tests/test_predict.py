@@ -1,5 +1,7 @@
 import dataclasses
+import itertools
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from agelib.faces import Face, crop_face
 from agelib.labels import AGE_BRANCHES
 from agelib.model import save_model
 from agelib.pipeline import ordered_batches
-from agelib.predict import PHOTO_CANVAS, Estimator, find_photos
+from agelib.predict import PHOTO_CANVAS, Estimator, find_photos, name_pictures
 from agelib.shards import FaceSet
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
@@ -217,6 +219,25 @@ def test_a_broken_file_is_one_sentence(estimator, tmp_path, content):
         estimator.predict(content)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((9, 9, 3), np.float32),
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((1, 9, 9, 3), np.uint8),
+        np.zeros((0, 9, 3), np.uint8),
+    ],
+    ids=["float", "grey", "RGBA", "batch", "empty"],
+)
+def test_an_array_of_another_form_is_one_sentence(estimator, array):
+    with pytest.raises(AgelibError) as caught:
+        estimator.predict(array)
+    text = str(caught.value)
+    assert f"is {array.dtype} of shape {array.shape}, but must be RGB uint8" in text
+    assert "\n" not in text
+
+
 def test_a_missing_model_is_asked_for(tmp_path):
     with pytest.raises(AgelibError, match=r"model\.keras is missing"):
         Estimator(tmp_path / "model.keras")
@@ -249,6 +270,28 @@ def test_a_file_named_by_hand_is_taken_whatever_its_name(album):
     places = [album / "notes.txt", album / "deep", str(album / "b.JPG")]
     found = [path.name for path in find_photos(places)]
     assert found == ["notes.txt", "d.jpeg", "c.webp", "b.JPG"]
+
+
+def test_pictures_that_an_earlier_call_drew_are_no_photos(album):
+    photos = find_photos([album])
+    drawn = album / "a.estimates.png"
+    drawn.touch()
+    assert find_photos([album]) == photos
+    assert find_photos([drawn]) == [drawn]
+
+
+def test_a_picture_is_named_after_its_photo():
+    assert name_pictures([Path("x/a.jpg"), Path("b.c.png")]) == [
+        "a.estimates.png",
+        "b.c.estimates.png",
+    ]
+
+
+def test_no_two_photos_share_a_picture():
+    photos = [Path(name) for name in ("a.jpg", "a.png", "a-2.jpg", "x/a.jpg", "A.jpg", "a-2.png")]
+    for order in itertools.permutations(photos):
+        names = name_pictures(order)
+        assert len({name.lower() for name in names}) == len(photos)
 
 
 def test_a_folder_named_like_a_photo_is_no_photo(album):

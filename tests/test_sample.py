@@ -52,6 +52,18 @@ def test_archives_that_are_there_stay_as_they_are(tmp_path):
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+@pytest.mark.parametrize("name", ["wiki_crop.tar", "UTKFace.tar.gz", "SHA256SUMS"])
+@pytest.mark.usefixtures("small")
+def test_what_was_deleted_is_made_anew_and_nothing_else(tmp_path, name):
+    sample.make_archives(tmp_path)
+    before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    (tmp_path / name).rename(tmp_path.with_name("deleted"))
+    sample.make_archives(tmp_path)
+    after = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    assert after[name][0] == before[name][0]
+    assert {changed for changed in before if after[changed] != before[changed]} == {name}
+
+
 @pytest.mark.usefixtures("small")
 def test_making_archives_takes_no_network(tmp_path, monkeypatch):
     def refuse(*_, **__):

@@ -77,7 +77,7 @@ def agreement(loop: list, table: pd.DataFrame, config: Config) -> tuple[float, f
     """Returns the share of confident faces found again, and of faces where the loop has none."""
     same, confident, extra = 0, 0, 0
     images = [faces.read_image(config.raw / path) for path in table["path"]]
-    ours = crops.detector().detect(images)
+    ours = crops.detector(alone=True).detect(images)
     for (shape, theirs), found in zip(loop, ours, strict=True):
         sure = [face for face in theirs if face.confidence >= CONFIDENT]
         confident += bool(sure)
