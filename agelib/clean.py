@@ -7,6 +7,7 @@ side, and a run that was cut off goes on with the units that are not finished.
 
 import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
@@ -148,7 +149,7 @@ def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
         "unit_rows": UNIT_ROWS,
-        "table": hashlib.sha256(text.encode()).hexdigest(),
+        "table": hashlib.sha256(os.fsencode(text)).hexdigest(),
     }
 
 
@@ -240,4 +241,4 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
     cleaning = [pair for shard in manifest["shards"].values() for pair in shard["rejected"]]
     rejected = pd.DataFrame(metadata + cleaning, columns=["path", "reason"])
     with atomic(path) as partial:
-        rejected.to_csv(partial, index=False)
+        rejected.to_csv(partial, index=False, errors="surrogateescape")

@@ -106,4 +106,5 @@ def _or_rejected(call: Callable, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except Rejected as reason:
-        return reason
+        # A traceback would keep the whole batch in memory.
+        return reason.with_traceback(None)

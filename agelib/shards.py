@@ -7,6 +7,7 @@ each one lies and who it shows. `manifest.json` names every shard with its size 
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,7 @@ def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[
     Returns:
         File name -> {"size", "sha256"}.
     """
-    paths = [row["path"].encode() for row in rows]
+    paths = [os.fsencode(row["path"]) for row in rows]
     index = np.zeros(len(rows), index_type(max(map(len, paths), default=1)))
     index["length"] = [len(jpeg) for jpeg in jpegs]
     index["offset"] = np.cumsum(index["length"], dtype=np.int64) - index["length"]
@@ -183,7 +184,7 @@ class FaceSet:
     @property
     def paths(self) -> list[str]:
         """Where each face comes from, relative to its data set's folder."""
-        return [path.decode() for path in self.index["path"]]
+        return [os.fsdecode(path) for path in self.index["path"]]
 
     def jpeg(self, i: int) -> bytes:
         """Returns the JPEG file of face `i`."""

@@ -69,13 +69,14 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 
 def verify(name: str, config: Config) -> list[str]:
-    """Hashes every shard, and removes the damaged ones so that `clean` makes them anew.
+    """Hashes every shard, and removes the damaged ones so that `clean` gets or makes them anew.
 
     Returns:
         The names of the damaged shards.
     """
     faces = config.faces / name
-    _pull_set(name, config)
+    if not (faces / MANIFEST).exists():
+        _pull_set(name, config)
     damaged = damaged_shards(faces) if (faces / MANIFEST).exists() else []
     for shard in damaged:
         for file in read_manifest(faces)["shards"][shard]["files"]:
@@ -95,7 +96,8 @@ def upload(name: str, config: Config) -> list[str]:
         AgelibError: If a shard here is damaged.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    _pull_set(name, config)
+    if not (faces / MANIFEST).exists():
+        _pull_set(name, config)
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from distributed import Client, LocalCluster
 from agelib import AgelibError, clean, crops, download
 from agelib.config import Config
 from agelib.faces import choose_face, crop_face, read_image
+from agelib.labels import read_utkface
 from agelib.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
@@ -399,6 +401,24 @@ def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_p
     assert len(pd.read_csv(folder / "rejected.csv")) == 149
     with pytest.raises(AgelibError, match="holds no test faces"):
         FaceSet([folder], "test")
+
+
+def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
+    images = tmp_path / "images"
+    good = next((config.raw / "UTKFace").glob("*_20170116000000001.jpg.chip.jpg"))
+    names = [b"\xff/30_1_0_1.jpg", b"30_1_0_\xff.jpg"]
+    images.mkdir()
+    for name in names:
+        place = os.path.join(os.fsencode(images), name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        shutil.copy(good, place)
+    table = read_utkface(images).assign(split="test")
+    folder = tmp_path / "faces"
+    manifest = clean.clean_table(table, images, folder, "odd", config)
+    assert manifest["counts"] == {"kept": 1, "name": 1}
+    assert FaceSet([folder], "test").paths == [os.fsdecode(names[0])]
+    rejected = pd.read_csv(folder / "rejected.csv", encoding_errors="surrogateescape")
+    assert rejected["path"].tolist() == [os.fsdecode(names[1])]
 
 
 def test_a_unit_without_a_single_face_is_kept_in_the_books(config, tmp_path):

@@ -78,6 +78,12 @@ def test_an_unexpected_error_is_not_taken_for_a_bad_image(photos, batches, monke
         list(crops.crop_images(photos, CROP, alone=True))
 
 
+def test_a_rejection_does_not_keep_its_batch_in_memory(tmp_path, batches):
+    [result] = crops.crop_images([tmp_path / "missing.jpg"], CROP, alone=True)
+    assert result.reason == "unreadable"
+    assert result.__traceback__ is None
+
+
 def test_no_images_give_no_crops(batches):
     assert list(crops.crop_images([], CROP, alone=True)) == []
 

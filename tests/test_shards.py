@@ -1,3 +1,5 @@
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -44,6 +46,17 @@ def two_shards(make):
             "train-00001": [(face(i), row(f"a/{i}.jpg")) for i in range(3, 5)],
         }
     )
+
+
+def test_a_fingerprint_tells_faces_apart_and_nothing_else(two_shards):
+    before = shards.fingerprint(two_shards)
+    path = two_shards / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"versions": {"numpy": "9"}}, indent=4))
+    assert shards.fingerprint(two_shards) == before
+    manifest["shards"]["train-00001"]["files"]["train-00001.index.npy"]["sha256"] = "other"
+    path.write_text(json.dumps(manifest))
+    assert shards.fingerprint(two_shards) != before
 
 
 def test_labels_come_back_in_order(make):

@@ -155,6 +155,21 @@ def test_cleaned_faces_come_back_from_drive_and_are_not_cleaned_again(cleaned, n
     assert steps.clean("utkface", cleaned)["rows"] == len(expected)
 
 
+def test_faces_that_came_back_in_part_are_fetched_and_not_cleaned_again(cleaned, no_work):
+    steps.upload("wiki", cleaned)
+    whole = listing(cleaned.faces / "wiki")
+    (cleaned.faces / "wiki" / "train-00000.images.npy").unlink()
+    steps.clean("wiki", cleaned)
+    assert listing(cleaned.faces / "wiki") == whole
+
+
+def test_an_archive_that_cannot_be_extracted_is_not_kept_on_drive(machine, monkeypatch):
+    monkeypatch.setattr(steps.downloading, "extract", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        steps.download("utkface", machine)
+    assert not (machine.drive / "archives" / "UTKFace.tar.gz").exists()
+
+
 def test_images_come_back_from_the_archive_on_drive(machine):
     steps.download("utkface", machine)
     new_machine_after(machine)
@@ -274,16 +289,27 @@ def test_verifying_what_was_never_cleaned_finds_no_damage(machine):
     assert steps.verify("wiki", machine) == []
 
 
-def test_other_settings_can_be_used_after_deleting_what_the_error_names(cleaned):
-    steps.upload("utkface", cleaned)
-    other = dataclasses.replace(cleaned, margin=0.9)
+@pytest.mark.parametrize("change", [{"margin": 0.9}, {"val_fraction": 0.4}])
+def test_other_settings_can_be_used_after_deleting_what_the_error_names(cleaned, change):
+    steps.upload("wiki", cleaned)
+    other = dataclasses.replace(cleaned, **change)
     with pytest.raises(AgelibError, match="delete") as caught:
-        steps.clean("utkface", other)
-    places = [cleaned.faces / "utkface", cleaned.drive / "faces" / "utkface"]
-    for place in places:
+        steps.clean("wiki", other)
+    for place in (cleaned.faces / "wiki", cleaned.drive / "faces" / "wiki"):
         if str(place) in str(caught.value):
             shutil.rmtree(place)
-    assert steps.clean("utkface", other)["crop"]["margin"] == 0.9
+    assert steps.clean("wiki", other)["counts"]["kept"] > 300
+
+
+def test_another_run_of_the_same_name_can_begin_after_deleting_what_the_error_names(short_run):
+    steps.train(short_run, silent)
+    other = dataclasses.replace(short_run, seed=7)
+    with pytest.raises(AgelibError, match="delete") as caught:
+        steps.train(other, silent)
+    for place in (short_run.run_folder, short_run.drive / "runs" / short_run.run):
+        if str(place) in str(caught.value):
+            shutil.rmtree(place)
+    assert len(steps.train(other, silent)) == 2
 
 
 def test_a_set_that_was_never_cleaned_is_asked_for(machine):

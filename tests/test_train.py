@@ -20,7 +20,7 @@ from agelib import AgelibError, callbacks, clean, drive, train
 from agelib.backend import keras
 from agelib.callbacks import checkpoint_path
 from agelib.model import load_model
-from agelib.shards import FaceSet
+from agelib.shards import FaceSet, fingerprint
 from agelib.train import YearsOff, compile_model
 
 EPOCHS = 3
@@ -106,7 +106,8 @@ def test_a_run_leaves_what_the_next_steps_need(finished):
         "history.csv",
         "model.keras",
     ]
-    assert json.loads((folder / "config.json").read_text()) == finished.to_dict()
+    noted = json.loads((folder / "config.json").read_text())
+    assert noted == finished.to_dict() | {"faces": {"wiki": fingerprint(finished.faces / "wiki")}}
     history = train.read_history(folder)
     assert history["epoch"].tolist() == [1, 2, 3]
     measured = {"loss", "age_loss", "age_mae", "age_branch_accuracy", "gender_accuracy"}
@@ -313,9 +314,15 @@ def test_a_run_goes_on_with_its_own_settings_only(finished, change, named):
         train.train(dataclasses.replace(finished, **change), on_epoch=refuse)
 
 
+def test_a_run_does_not_go_on_with_other_faces(finished, monkeypatch):
+    monkeypatch.setattr(train, "fingerprint", lambda folder: "another cleaning")
+    with pytest.raises(AgelibError, match=r"trained on other faces .* --run, or delete"):
+        train.train(finished, on_epoch=silent)
+
+
 def test_a_run_that_could_not_begin_binds_nobody_to_its_settings(config, monkeypatch):
     # The error's own advice is to use other weights.
-    def out_of_reach(backbone, image_size, weights):
+    def out_of_reach(backbone, image_size, weights, drop_connect_rate):
         raise AgelibError("imagenet weights cannot be had: use --weights none.")
 
     with monkeypatch.context() as patch:
@@ -384,8 +391,8 @@ def test_a_huge_learning_rate_ends_in_one_sentence(config):
 def test_a_loss_that_is_no_number_keeps_the_epochs_before_it(config, monkeypatch, tiny_networks):
     models, told = [], []
 
-    def remember(*arguments):
-        models.append(tiny_networks(*arguments))
+    def remember(*arguments, **options):
+        models.append(tiny_networks(*arguments, **options))
         return models[0]
 
     def poison_after_two(history):

@@ -109,7 +109,7 @@ def main() -> None:
         )
         seconds = time.perf_counter() - begun
         outcomes = outcome_of_each(table, Path(faces), manifest["counts"]["kept"])
-    assert manifest["counts"] == Counter(outcomes)
+    assert Counter(manifest["counts"]) == Counter(outcomes)
     assert manifest["rows"] == options.images
     print_kinds(table, outcomes)
     print(f"total       {manifest['rows']} images of profile {profile}: {manifest['counts']}")
