@@ -92,7 +92,8 @@ def _clean(config: Config, options: dict[str, Any]) -> None:
         counts = steps.clean(name, config)["counts"]
         if damaged is not None:
             print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}")
-        print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+        order = sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1]))
+        print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in order))
 
 
 def _upload(config: Config, options: dict[str, Any]) -> None:
