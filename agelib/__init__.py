@@ -5,8 +5,8 @@ The six notebooks tell the story and these modules do the work:
 `config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
 at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data · `model`
-EfficientNet with two heads · `train`, `callbacks` · `evaluate` · `predict` · `plots` · `steps` all of
-it in order, which is what the notebooks and `python -m agelib` call.
+EfficientNet with two heads · `train`, `callbacks` · `evaluate` · `predict` · `plots` · `steps` all
+of it in order, which is what the notebooks and `python -m agelib` call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
