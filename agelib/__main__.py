@@ -81,7 +81,8 @@ def _download(config: Config, options: dict[str, Any]) -> None:
     from agelib.archives import ARCHIVES
 
     for name in config.sources:
-        print(f"{name}: {steps.download(name, config)} ({ARCHIVES[name].licence})")
+        licence = "free" if config.profile == "sample" else ARCHIVES[name].licence
+        print(f"{name}: {steps.download(name, config)} ({licence})")
 
 
 def _clean(config: Config, options: dict[str, Any]) -> None:
@@ -144,8 +145,11 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     from agelib.plots import annotate
     from agelib.predict import Estimator, find_photos, name_pictures
 
+    if options["output"] and options["output"].is_file():
+        raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
     photos = find_photos(options["photos"])
-    estimator = Estimator(options["model"] or steps.pull_model(config))
+    model = options["model"] or steps.pull_model(config)
+    estimator = Estimator(model)
     results: list[dict[str, Any]] = []
     for photo, name in zip(photos, name_pictures(photos), strict=True):
         try:
@@ -155,7 +159,7 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
             continue
         estimates = estimator.predict(image)
         result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
-        if options.get("output"):
+        if options["output"]:
             options["output"].mkdir(parents=True, exist_ok=True)
             target = options["output"] / name
             annotate(image, estimates).savefig(target)
@@ -164,6 +168,7 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     if options["json"]:
         print(json.dumps(results, indent=1))
     else:
+        print(f"model: {model}")
         for result in results:
             _print_faces(result)
     if all("error" in result for result in results):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Config:
     The defaults are those of the `sample` profile. Every field is an option of the command line.
     """
 
-    profile: str = _setting("sample", "sample, wiki or imdb-wiki; gives the other defaults")
+    profile: str = _setting(
+        "sample", "sample (the default), wiki or imdb-wiki; gives the other defaults"
+    )
     train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
     test_source: str = _setting("utkface", "data set that gives test")
     backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
@@ -85,6 +88,7 @@ class Config:
             object.__setattr__(self, "drop_connect_rate", 0.2 if self.weights else 0.0)
         train, test, known = set(self.train_sources), self.test_source, f"from {', '.join(SOURCES)}"
         checks = [
+            (not self.data.is_file(), "data", "a folder"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
             (train and train <= set(SOURCES), "train_sources", known),
             (test in SOURCES and test not in train, "test_source", f"{known}, not trained on"),
@@ -187,8 +191,8 @@ class Config:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td><code>{f.name}</code></td><td>{getattr(self, f.name)}</td>"
-            f"<td style='text-align:left'>{f.metadata['help']}</td></tr>"
+            f"<tr><td><code>{f.name}</code></td><td>{escape(str(getattr(self, f.name)))}</td>"
+            f"<td style='text-align:left'>{escape(f.metadata['help'])}</td></tr>"
             for f in dataclasses.fields(self)
             if f.name != "data"
         )

@@ -188,7 +188,8 @@ def _report(scores: dict, manifest: dict, model_path: Path) -> dict[str, Any]:
 
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns the scores as a table: a row for each figure, a column for each split."""
-    splits = report.get("splits") or {"test": report}
+    found = report.get("splits") or {"test": report}
+    splits = {split: found[split] for split in ("train", "val", "test") if split in found}
     rows = {
         "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
         "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),

@@ -193,7 +193,8 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         return keras.models.load_model(path), note
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise AgelibError(
-            f"{path} is no model of agelib's ({_first_line(error)}): delete it and train again."
+            f"{path} is no model of agelib's ({_first_line(error)}): name a model.keras, or delete "
+            "it and train again."
         ) from error
 
 

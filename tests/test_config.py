@@ -224,6 +224,10 @@ def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):
         assert str(tmp_path) not in text
 
 
+def test_the_table_of_settings_shows_what_html_would_hide():
+    assert "runs/&lt;name&gt;" in Config()._repr_html_()
+
+
 def test_every_setting_is_explained():
     for field in dataclasses.fields(Config):
         assert field.metadata["help"], field.name

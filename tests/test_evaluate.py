@@ -279,6 +279,7 @@ def test_the_results_table_has_a_column_for_each_split(run):
     report = evaluate_run(run)
     table = results_table(report)
     assert table.columns.tolist() == ["train", "val", "test"]
+    assert results_table(evaluate_run(run)).equals(table)  # read from evaluation.json
     accuracy = table.loc["AGE accuracy (5 branches)", "val"]
     assert accuracy == f"{100 * report['splits']['val']['age_branch_accuracy']:.1f} %"
     assert table.loc["AGE mean absolute error, years", "test"] == f"{report['age_mae']:.1f}"

@@ -353,6 +353,12 @@ def test_predict_draws_what_it_sees(options, album, tmp_path, capsys):
         assert image.size == (640, 640)
 
 
+def test_a_file_in_place_of_the_output_folder_is_named(options, album, capsys):
+    photo = str(album / "b-astronaut.png")
+    assert main(["predict", *options, photo, "--output", photo]) == 1
+    assert "is a file: name a folder" in one_line(capsys.readouterr().err)
+
+
 def test_photos_of_the_same_name_get_pictures_of_their_own(options, album, tmp_path, capsys):
     again = album / "again"
     again.mkdir()
