@@ -49,8 +49,7 @@ def build_model(
     Args:
         backbone: "EfficientNetB0" to "EfficientNetB7".
         image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student", or the path of a model of this kind (.keras)
-            or of EfficientNet weights without top (.h5).
+        weights: None, "imagenet", "noisy-student", a model of this kind (.keras) or an .h5 file.
         augment: Whether training images are varied.
         drop_connect_rate: As for `build_backbone`.
 
@@ -106,8 +105,7 @@ def build_backbone(
         name: "EfficientNetB0" to "EfficientNetB7".
         image_size: Pixels per side.
         weights: None, "imagenet", "noisy-student" or the path of an .h5 file.
-        drop_connect_rate: How often training leaves out the last block; block by block the rate
-            rises evenly from 0 to this.
+        drop_connect_rate: How often training leaves out the last block; rises evenly to this.
 
     Returns:
         A model from normalised RGB to features of shape (batch, h, w, channels).

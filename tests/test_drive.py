@@ -485,6 +485,7 @@ def test_on_colab_a_plain_folder_does_not_pass_for_google_drive(action, unmounte
 @pytest.mark.parametrize("action", ON_DRIVE)
 def test_on_colab_other_folders_need_no_mounting(action, unmounted, local, pushed):
     ON_DRIVE[action](local, pushed)
+    assert drive.holds(pushed) or action == "remove"
 
 
 def test_on_colab_mounted_google_drive_takes_files(unmounted, local, monkeypatch):
