@@ -210,8 +210,8 @@ def test_download_names_folders_and_licences(sample_config, tmp_path, capsys):
     assert main(["download", "--data", str(tmp_path)]) == 0
     wiki, utkface = capsys.readouterr().out.splitlines()
     assert wiki.startswith(f"wiki: {tmp_path / 'sample' / 'raw' / 'wiki_crop'}")
-    assert "academic research only" in wiki
-    assert "non-commercial research only" in utkface
+    assert "(free)" in wiki
+    assert "(free)" in utkface
 
 
 def test_clean_counts_what_is_kept_and_why_not(own_faces, sample_config, capsys):
