@@ -26,7 +26,7 @@ _CELL, _STRIDE = 12, 2  # of the first network, in pixels of its input
 _MIN_FACE = 20  # canvas pixels; the pyramid's first scale brings such a face to the cell's size
 _PYRAMID_STEP = 0.709
 # Candidates for each image that go on, by canvas pixels: a portrait holds one face, a photo many.
-_PER_SCALE, _FIRST, _SECOND = 24, 16, 6
+_PER_SCALE, _FIRST, _SECOND = 12, 8, 3
 _THRESHOLDS = (0.6, 0.7, MIN_CONFIDENCE)
 _OVERLAPS = (0.6, 0.7, 0.7)
 

@@ -23,7 +23,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Odd EXIF entries, large images; what matters is an error. Here, as the filters of a single call
 # are not safe among threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-PORTRAIT_CANVAS = 96  # pixels per side that suffice to find the face of a portrait
+PORTRAIT_CANVAS = 72  # pixels per side that suffice to find the face of a portrait
 MIN_FACE = 20  # pixels of the original image; less holds no age
 _MIN_INSIDE = 0.5
 _RIVAL_AREA = 0.5
@@ -190,9 +190,15 @@ def crop_face(
 
 
 def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:
-    x0, y0 = (round(middle - side / 2) for middle in centre)
-    steps = np.arange(max(1, round(side)))
-    height, width = image.shape[:2]
-    rows = np.clip(y0 + steps, 0, height - 1)
-    columns = np.clip(x0 + steps, 0, width - 1)
-    return image[rows[:, None], columns]
+    size = max(1, round(side))
+    left, right, before, after = _span(round(centre[0] - side / 2), size, image.shape[1])
+    top, bottom, above, below = _span(round(centre[1] - side / 2), size, image.shape[0])
+    border = above, below, before, after
+    return cv2.copyMakeBorder(image[top:bottom, left:right], *border, cv2.BORDER_REPLICATE)
+
+
+def _span(start: int, size: int, limit: int) -> tuple[int, int, int, int]:
+    """Splits a stretch of pixels: its part inside 0 to limit, at least one, and what lies around."""
+    first, last = (min(max(i, 0), limit - 1) for i in (start, start + size - 1))
+    before = min(max(-start, 0), size - 1)
+    return first, last + 1, before, size - before - (last + 1 - first)
