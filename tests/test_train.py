@@ -21,7 +21,7 @@ from agelib.backend import keras
 from agelib.callbacks import checkpoint_path
 from agelib.model import load_model
 from agelib.shards import FaceSet, fingerprint
-from agelib.train import YearsOff, compile_model
+from agelib.train import YearsOff, learning_rates
 
 EPOCHS = 3
 
@@ -419,10 +419,8 @@ def test_a_missing_history_is_asked_for(tmp_path):
 # Rate and metric
 
 
-def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing(config, tiny_networks):
-    model = tiny_networks("EfficientNetB0", 32)
-    compile_model(model, dataclasses.replace(config, epochs=10, learning_rate=0.004), steps=20)
-    rate = model.optimizer._learning_rate
+def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
+    rate = learning_rates(0.004, steps=200)
     rates = np.array([float(rate(step)) for step in range(201)])
     assert rates.max() == pytest.approx(0.004)
     assert rates.argmax() == 20
@@ -430,6 +428,17 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing(config, tiny_network
     assert (np.diff(rates[:21]) > 0).all()
     assert (np.diff(rates[20:]) < 0).all()
     assert rates[-1] == pytest.approx(0, abs=1e-7)
+
+
+def test_each_step_has_its_own_rate(config, monkeypatch):
+    used, rates = [], learning_rates(config.learning_rate, EPOCHS * 8)
+
+    def note(self, batch, logs=None):
+        used.append(float(self.model.optimizer.learning_rate))
+
+    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", note)
+    train.train(config, on_epoch=silent)
+    assert used == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
 
 
 def test_years_off_is_the_mean_distance_of_the_means():
