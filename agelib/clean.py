@@ -50,9 +50,10 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     """
     folder = config.raw / ARCHIVES[name].folder
     table = read_utkface(folder) if name == "utkface" else read_imdb_wiki(folder, name)
-    if name in config.train_sources:
-        return table.assign(split=split_by_person(table["person"], config.val_fraction))
-    return table.assign(split="test")
+    if name not in config.train_sources:
+        return table.assign(split="test")
+    test_fraction = config.val_fraction if name == config.test_source else 0
+    return table.assign(split=split_by_person(table["person"], config.val_fraction, test_fraction))
 
 
 def clean(

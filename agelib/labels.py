@@ -80,16 +80,19 @@ def person_hash(person: str) -> int:
     return int.from_bytes(hashlib.sha256(person.encode()).digest()[:8], "big")
 
 
-def split_by_person(persons: Iterable[str], val_fraction: float) -> np.ndarray:
-    """Assigns persons to "train" or "val" by their hash alone.
+def split_by_person(
+    persons: Iterable[str], val_fraction: float, test_fraction: float = 0.0
+) -> np.ndarray:
+    """Assigns persons to "train", "val" or "test" by their hash alone.
 
     Whatever else is in the set, a person keeps its split, and all its images with it.
 
     Returns:
-        An array of "train" and "val", shape (n,).
+        An array of the splits' names, shape (n,).
     """
     shares = np.array([person_hash(person) / 2**64 for person in persons])
-    return np.where(shares < val_fraction, "val", "train")
+    held_out = np.where(shares < val_fraction, "val", "test")
+    return np.where(shares < val_fraction + test_fraction, held_out, "train")
 
 
 def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:

@@ -123,6 +123,15 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
 
+def test_a_set_that_is_trained_and_tested_on_has_faces_of_its_own_for_each(sample_config):
+    config = dataclasses.replace(sample_config, train_sources=("wiki", "utkface"))
+    assert set(clean.read_table("wiki", config)["split"]) == {"train", "val"}
+    table = clean.read_table("utkface", config)
+    shares = table["split"].value_counts(normalize=True)
+    assert set(shares.index) == {"train", "val", "test"}
+    assert shares["train"] > 0.6
+
+
 def test_train_and_val_share_no_person(uncleaned, monkeypatch):
     def few_people(folder, name):
         table = clean_reader(folder, name).iloc[:120]

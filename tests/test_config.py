@@ -114,7 +114,6 @@ def test_a_value_that_cannot_work_is_refused_by_name(name, value):
         {"train_sources": ()},
         {"train_sources": "wiki"},
         {"test_source": "fairface"},
-        {"train_sources": ("wiki", "utkface"), "test_source": "utkface"},
     ],
 )
 def test_unknown_sources_are_refused(wrong):

@@ -189,6 +189,14 @@ def test_a_larger_val_fraction_only_adds_persons():
     assert small.sum() < large.sum()
 
 
+def test_test_persons_are_taken_from_train_alone():
+    persons = [str(i) for i in range(1000)]
+    without, splits = split_by_person(persons, 0.15), split_by_person(persons, 0.15, 0.15)
+    assert ((splits == "val") == (without == "val")).all()
+    assert (splits == "test").mean() == pytest.approx(0.15, abs=0.03)
+    assert set(without[splits == "test"]) == {"train"}
+
+
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5])
 def test_val_gets_its_share(share):
     splits = split_by_person([f"nm{i:07d}" for i in range(10_000)], share)
