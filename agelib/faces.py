@@ -198,7 +198,7 @@ def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.n
 
 
 def _span(start: int, size: int, limit: int) -> tuple[int, int, int, int]:
-    """Splits a stretch of pixels: its part inside 0 to limit, at least one, and what lies around."""
+    """Splits a stretch of pixels: its part inside 0 to limit, at least one, and what is around."""
     first, last = (min(max(i, 0), limit - 1) for i in (start, start + size - 1))
     before = min(max(-start, 0), size - 1)
     return first, last + 1, before, size - before - (last + 1 - first)

@@ -40,7 +40,9 @@ def centre(face):
 def test_the_astronaut_has_one_face_at_the_right_place(detector, canvas_size):
     [found] = detector.detect([data.astronaut()], canvas_size)
     assert len(found) == 1
-    np.testing.assert_allclose(found[0].box, ASTRONAUT_BOX, atol=9)
+    # A pixel or two of the canvas.
+    atol = 2 * 512 / canvas_size if canvas_size < 256 else 9
+    np.testing.assert_allclose(found[0].box, ASTRONAUT_BOX, atol=atol)
     assert MIN_CONFIDENCE <= found[0].confidence <= 1
     left_eye, right_eye, nose, left_mouth, right_mouth = found[0].landmarks
     assert left_eye[0] < nose[0] < right_eye[0]
@@ -97,13 +99,13 @@ def test_no_images_give_no_lists(detector):
 
 def test_a_face_too_small_for_the_first_canvas_is_found_on_the_second(detector):
     image = np.full((400, 400, 3), 90, np.uint8)
-    image[150:250, 150:250] = cv2.resize(data.astronaut()[:320, 60:380], (100, 100))
+    image[150:260, 150:260] = cv2.resize(data.astronaut()[:320, 60:380], (110, 110))
     first, second = (
         detector._detect_at(size, [image])[0] for size in (PORTRAIT_CANVAS, 2 * PORTRAIT_CANVAS)
     )
     assert (len(first), len(second)) == (0, 1)
     [[face]] = detector.detect([image])
-    assert centre(face) == pytest.approx((150 + 164 / 3.2, 150 + 118 / 3.2), abs=6)
+    assert centre(face) == pytest.approx((150 + 164 / 2.9, 150 + 118 / 2.9), abs=6)
 
 
 def test_every_face_of_a_crowd_is_found_most_confident_first(detector):
