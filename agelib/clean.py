@@ -52,7 +52,10 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     table = read_utkface(folder) if name == "utkface" else read_imdb_wiki(folder, name)
     if name not in config.train_sources:
         return table.assign(split="test")
-    test_fraction = config.val_fraction if name == config.test_source else 0
+    test_trained = config.test_source in config.train_sources
+    # WIKI and IMDB show the same people.
+    shared = name == config.test_source or {name, config.test_source} == {"wiki", "imdb"}
+    test_fraction = config.val_fraction if test_trained and shared else 0
     return table.assign(split=split_by_person(table["person"], config.val_fraction, test_fraction))
 
 
@@ -176,7 +179,9 @@ def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
             if record.get(key) != value:
                 made = f"with {key} {record.get(key)}, but {value} is asked for"
                 if key == "table":
-                    made = "of other images or labels (the archive or --val-fraction has changed)"
+                    made = (
+                        "of other images or labels (the archive, a source or --val-fraction is new)"
+                    )
                 places = " and ".join(str(place) for place in (folder, copy) if place.exists())
                 raise AgelibError(
                     f"{folder} was made {made}: use the same settings, or delete {places}."

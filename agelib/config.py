@@ -44,14 +44,16 @@ class Config:
         "sample", "sample (the default), wiki or imdb-wiki; gives the other defaults"
     )
     train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
-    test_source: str = _setting("utkface", "data set that gives test; a share of it, if trained on")
+    test_source: str = _setting("utkface", "data set that gives test")
     backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
     weights: str | None = _setting(None, "none, imagenet, noisy-student, or a .keras or .h5 file")
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
     margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
     align: bool = _setting(False, "turn each face so that its eyes are level")
-    val_fraction: float = _setting(0.15, "share of the train persons kept for validation")
+    val_fraction: float = _setting(
+        0.15, "share of the persons kept for validation, and for test if that is trained on too"
+    )
     epochs: int = _setting(8, "passes over the train faces")
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(

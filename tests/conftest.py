@@ -27,16 +27,6 @@ def pytest_unconfigure(config):
         os.environ.pop("AGELIB_DATA", None)
 
 
-def pytest_collection_modifyitems(items):
-    # What two processes share the tests by: notebooks go on from each other, a trained model is
-    # dear, and the rest of a file has its fixtures in common.
-    for item in items:
-        group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
-        if "trained" in getattr(item, "fixturenames", ()):
-            group = "trained"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def sample_config(tmp_path_factory):
     """Settings of the sample, whose archives lie extracted in a folder of their own."""

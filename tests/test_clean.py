@@ -132,6 +132,18 @@ def test_a_set_that_is_trained_and_tested_on_has_faces_of_its_own_for_each(sampl
     assert shares["train"] > 0.6
 
 
+def test_a_person_of_two_sets_is_tested_or_trained_on_in_both(sample_config, monkeypatch):
+    def celebrities(folder, name):
+        persons = [f"person {i}" for i in range(500)]
+        return pd.DataFrame({"path": persons, "person": persons, "reject": ""})
+
+    monkeypatch.setattr(clean, "read_imdb_wiki", celebrities)
+    config = dataclasses.replace(sample_config, train_sources=("wiki", "imdb"), test_source="wiki")
+    wiki, imdb = (clean.read_table(name, config)["split"] for name in config.sources)
+    assert set(wiki) == {"train", "val", "test"}
+    assert (wiki == imdb).all()
+
+
 def test_train_and_val_share_no_person(uncleaned, monkeypatch):
     def few_people(folder, name):
         table = clean_reader(folder, name).iloc[:120]

@@ -40,8 +40,8 @@ def centre(face):
 def test_the_astronaut_has_one_face_at_the_right_place(detector, canvas_size):
     [found] = detector.detect([data.astronaut()], canvas_size)
     assert len(found) == 1
-    # A pixel or two of the canvas.
-    atol = 2 * 512 / canvas_size if canvas_size < 256 else 9
+    # Two pixels of the canvas, and never less than the networks' own scatter.
+    atol = max(9, 2 * 512 / canvas_size)
     np.testing.assert_allclose(found[0].box, ASTRONAUT_BOX, atol=atol)
     assert MIN_CONFIDENCE <= found[0].confidence <= 1
     left_eye, right_eye, nose, left_mouth, right_mouth = found[0].landmarks
