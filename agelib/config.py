@@ -55,9 +55,14 @@ class Config:
         0.15, "share of the persons kept for validation, and for test if that is trained on too"
     )
     epochs: int = _setting(8, "passes over the train faces")
+    head_epochs: int | None = _setting(
+        None, "epochs at first that train the heads alone; default: 3 from ImageNet weights, else 0"
+    )
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
-        None, "peak learning rate; default: 3e-3 from scratch, 1e-3 from weights"
+        None,
+        "peak learning rate; default: 3e-3 from scratch, 5e-4 from weights, times the root of "
+        "batch_size / 32",
     )
     drop_connect_rate: float | None = _setting(
         None, "how often the last block is left out; default: 0 from scratch, 0.2 from weights"
@@ -83,8 +88,16 @@ class Config:
         if self.image_size is None:
             object.__setattr__(self, "image_size", self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
+        if self.head_epochs is None:
+            # A model of this kind has heads that know what to do.
+            alone = 3 if self.weights and Path(self.weights).suffix != ".keras" else 0
+            object.__setattr__(self, "head_epochs", min(alone, self.epochs - 1))
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 1e-3 if self.weights else 3e-3)
+            # Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+            # NeurIPS 2022.
+            scale = (max(2, self.batch_size) / 32) ** 0.5
+            rate = scale * (5e-4 if self.weights else 3e-3)
+            object.__setattr__(self, "learning_rate", rate)
         if self.drop_connect_rate is None:
             # Few epochs from scratch learn too little, not too much.
             object.__setattr__(self, "drop_connect_rate", 0.2 if self.weights else 0.0)
@@ -105,6 +118,7 @@ class Config:
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
             (0 < self.val_fraction <= 0.5, "val_fraction", "above 0 and up to 0.5"),
             (self.epochs >= 1, "epochs", "1 or more"),
+            (0 <= self.head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
             (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
@@ -209,6 +223,7 @@ _PAPER: dict[str, Any] = {
     "weights": "imagenet",
     "crop_size": 160,
     "epochs": 35,
+    "batch_size": 64,
     "workers": cpu_count(),
 }
 

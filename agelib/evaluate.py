@@ -34,12 +34,12 @@ def mean_age(age: np.ndarray) -> np.ndarray:
     return age @ _AGES
 
 
-def metrics(faces: FaceSet, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+def metrics(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compares a model's probabilities with the labels.
 
     Args:
         faces: Anything with `age`, `age_branch` and `gender`, each of shape (n,).
-        probabilities: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
+        outputs: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
 
     Returns:
         JSON types: `n`, accuracy, balanced accuracy (mean recall of the classes that occur),
@@ -51,8 +51,8 @@ def metrics(faces: FaceSet, probabilities: dict[str, np.ndarray]) -> dict[str, A
         ("age_branch", faces.age_branch, BRANCH_NAMES),
         ("gender", faces.gender, GENDERS),
     ]:
-        scores |= _classification(head, true, probabilities[head].argmax(axis=1), len(names))
-    errors = np.abs(mean_age(probabilities["age"]) - faces.age)
+        scores |= _classification(head, true, outputs[head].argmax(axis=1), len(names))
+    errors = np.abs(mean_age(outputs["age"]) - faces.age)
     return scores | {"age_mae": float(errors.mean())}
 
 
@@ -87,10 +87,24 @@ def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dic
     steps = -(-len(faces) // batch_size)
     batches = tqdm(faces.batches(batch_size), f"evaluate {faces.split}", steps, unit=" batches")
     outputs = [
-        model.predict_on_batch(np.stack([resize(image, size) for image in batch]))
+        probabilities(model, np.stack([resize(image, size) for image in batch]))
         for batch in batches
     ]
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def probabilities(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what a model says of face crops: the mean over each crop and its mirror image.
+
+    Args:
+        model: From `agelib.model`.
+        crops: RGB uint8 of shape (n, size, size, 3), of the model's size.
+
+    Returns:
+        `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
+    """
+    outputs = model.predict_on_batch(np.concatenate([crops, crops[:, :, ::-1]]))
+    return {name: np.mean(np.split(output, 2), axis=0) for name, output in outputs.items()}
 
 
 def evaluate_run(config: Config) -> dict[str, Any]:

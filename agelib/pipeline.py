@@ -1,5 +1,7 @@
 """Shards to tf.data: decoded in parallel, shuffled anew each epoch, the same for the same seed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agelib.backend import tf
@@ -25,16 +27,23 @@ def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
 
 
 def train_batches(
-    faces: FaceSet, batch_size: int, image_size: int, seed: int, first_epoch: int = 0
+    faces: FaceSet,
+    weights: np.ndarray,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled training batches.
 
-    Epoch e has the same order whether training started at epoch 0 or continues at e, which is
-    what makes a run that was cut off end as it would have. The last, smaller batch of each epoch
-    is left out; its faces come in another place of the next.
+    An epoch draws as many faces as there are, each as often as its weight says, rounded up or
+    down by chance. Epoch e has the same order whether training started at epoch 0 or continues at
+    e, which is what makes a run that was cut off end as it would have. The last, smaller batch of
+    each epoch is left out.
 
     Args:
         faces: The faces to train on.
+        weights: How often each is shown relative to the others; float of shape (len(faces),).
         batch_size: Faces in a batch.
         image_size: Pixels per side.
         seed: Of the order.
@@ -44,11 +53,10 @@ def train_batches(
         Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
         a dict with `age` (batch_size, 85), `age_branch` and `gender` (batch_size,).
     """
-    count = len(faces)
 
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
-        key = tf.stack([tf.cast(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+        order = tf.numpy_function(lambda e: _draw(weights, [seed, e]), [epoch], tf.int64)
+        order = tf.ensure_shape(order, (len(faces),))
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -58,6 +66,18 @@ def train_batches(
 def ordered_batches(faces: FaceSet, batch_size: int, image_size: int) -> tf.data.Dataset:
     """Returns all faces once, in their order, in batches as `train_batches` gives them."""
     return _load(tf.data.Dataset.range(len(faces)).batch(batch_size), faces, image_size)
+
+
+def _draw(weights: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """Returns len(weights) numbers of faces in random order, drawn by systematic sampling."""
+    random = np.random.default_rng(seed)
+    count = len(weights)
+    shuffled = random.permutation(count)
+    ends = np.cumsum(weights[shuffled])
+    points = (random.random() + np.arange(count)) / count * ends[-1]
+    # Rounding may put the last point beyond the end.
+    drawn = shuffled[np.searchsorted(ends, points, side="right").clip(max=count - 1)]
+    return random.permutation(drawn)
 
 
 def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:

@@ -10,7 +10,7 @@ import numpy as np
 
 from agelib import AgelibError
 from agelib.detector import FaceDetector
-from agelib.evaluate import mean_age
+from agelib.evaluate import mean_age, probabilities
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, read_image, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import load_model
@@ -101,7 +101,7 @@ class Estimator:
             return []
         size = self.model.input_shape[1:3]
         crops = [resize(crop_face(image, face, **self._crop), size) for face in faces]
-        outputs = self.model.predict_on_batch(np.stack(crops))
+        outputs = probabilities(self.model, np.stack(crops))
         years = mean_age(outputs["age"])
         return [
             Estimate(face, float(age), ages, branches, genders)

@@ -19,13 +19,17 @@ from agelib.callbacks import (
 )
 from agelib.config import Config
 from agelib.files import read_json, write_json
-from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
-from agelib.model import build_model, load_model, save_model
+from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.model import (
+    build_model,
+    freeze_backbone,
+    load_model,
+    save_model,
+    unfreeze_backbone,
+)
 from agelib.pipeline import ordered_batches, train_batches
+from agelib.recipe import HEADS_RATE, compile_model, face_weights, learning_rates
 from agelib.shards import FaceSet, fingerprint, read_manifest
-
-_WARM_UP_SHARE = 0.1
-_WEIGHT_DECAY = 1e-3
 
 
 def train(
@@ -52,15 +56,15 @@ def train(
     if done.exists():
         return read_history(folder)
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
-    batch_size = min(config.batch_size, len(faces["train"]))
-    steps = len(faces["train"]) // batch_size
     model, history = _begin(config)
     write_json(folder / "config.json", made_of)
     if history:
         write_history(folder, history)
     note = _note(config, faces)
     checkpoint = Checkpoint(folder, history, note, remote, on_epoch)
-    _fit(model, faces, config, batch_size, steps, len(history), checkpoint)
+    for first, last in ((0, config.head_epochs), (config.head_epochs, config.epochs)):
+        if first <= len(history) < last:
+            _train_phase(model, faces, config, first, last, checkpoint)
     if len(history) < config.epochs:
         raise AgelibError(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
@@ -73,32 +77,42 @@ def train(
     return read_history(folder)
 
 
-def _fit(
+def _train_phase(
     model: keras.Model,
     faces: dict[str, FaceSet],
     config: Config,
-    batch_size: int,
-    steps: int,
-    first_epoch: int,
+    first: int,
+    last: int,
     checkpoint: Checkpoint,
 ) -> None:
-    """Runs the epochs that are left."""
+    """Runs what is left of the epochs from `first` to `last`: those of the heads, or the others."""
+    done, heads_alone = len(checkpoint.history), last == config.head_epochs
+    if done == first:
+        if heads_alone:
+            freeze_backbone(model)
+        elif first:
+            unfreeze_backbone(model)
+        compile_model(model)
     size = config.image_size
+    batch_size = min(config.batch_size, len(faces["train"]))
+    steps = len(faces["train"]) // batch_size
+    weights = face_weights(faces["train"].age_branch, faces["train"].gender)
     validation = ordered_batches(faces["val"], batch_size, size)
+    peak = config.learning_rate * (HEADS_RATE if heads_alone else 1)
     _make_variables(model, validation)
     model.fit(
-        train_batches(faces["train"], batch_size, size, config.seed, first_epoch),
-        epochs=config.epochs,
-        initial_epoch=first_epoch,
+        train_batches(faces["train"], weights, batch_size, size, config.seed, done),
+        epochs=last,
+        initial_epoch=done,
         steps_per_epoch=steps,
         validation_data=validation,
         shuffle=False,  # the stream is shuffled already
         verbose=0,
         callbacks=[
             Reseed(config.seed),
-            Schedule(learning_rates(config.learning_rate, config.epochs * steps)),
+            Schedule(learning_rates(peak, (last - first) * steps)),
             keras.callbacks.TerminateOnNaN(),
-            Progress(config.epochs, steps),
+            Progress(config.epochs, steps, done),
             checkpoint,
         ],
     )
@@ -122,59 +136,6 @@ def read_history(folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
     return pd.read_csv(path)
-
-
-def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Returns step -> learning rate: it warms up to its peak, then falls to 0 along a cosine.
-
-    Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
-
-    Args:
-        peak: The highest rate.
-        steps: Training steps in all.
-    """
-    warm_up = max(1, round(_WARM_UP_SHARE * steps))
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=peak, warmup_steps=warm_up
-    )
-
-
-def compile_model(model: keras.Model) -> None:
-    """Sets losses, metrics and the optimizer.
-
-    The age is learned twice: as a distribution over the years, which knows that 38 is nearly 39,
-    and by the probability of the right branch, which is what the results table counts.
-
-    Args:
-        model: From `build_model`.
-    """
-    model.compile(
-        keras.optimizers.AdamW(weight_decay=_WEIGHT_DECAY),
-        loss={
-            "age": "categorical_crossentropy",
-            "age_branch": "sparse_categorical_crossentropy",
-            "gender": "sparse_categorical_crossentropy",
-        },
-        metrics={"age": [YearsOff()], "age_branch": ["accuracy"], "gender": ["accuracy"]},
-    )
-
-
-@keras.saving.register_keras_serializable("agelib")
-class YearsOff(keras.metrics.MeanMetricWrapper):
-    """Mean absolute difference, in years, between the means of two age distributions."""
-
-    def __init__(self, name: str = "mae", dtype: str | None = None):
-        super().__init__(_years_off, name=name, dtype=dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the metric again."""
-        return {"name": self.name, "dtype": self.dtype}
-
-
-def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
-    years = tf.range(MIN_AGE, MAX_AGE + 1, dtype=tf.float32)
-    difference = tf.cast(true, tf.float32) - tf.cast(predicted, tf.float32)
-    return tf.abs(tf.reduce_sum(difference * years, axis=-1))
 
 
 def _fingerprints(config: Config) -> dict[str, str]:
@@ -238,7 +199,6 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict]]:
         config.weights,
         drop_connect_rate=config.drop_connect_rate,
     )
-    compile_model(model)
     return model, []
 
 

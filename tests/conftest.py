@@ -78,13 +78,15 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_conn
     from agelib.labels import AGE_BRANCHES
 
     layers = keras.layers
+    network = keras.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 5, 4, activation="relu", name="conv")(network)
+    x = layers.BatchNormalization(momentum=0.5, name="norm")(x)
+    x = layers.Conv2D(16, 5, 4, activation="relu")(x)
+    network = keras.Model(network, x, name="backbone")
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = layers.RandomFlip("horizontal")(inputs) if augment else inputs
     x = layers.Rescaling(1 / 127.5, -1)(x)
-    x = layers.Conv2D(8, 5, 4, activation="relu", name="conv")(x)
-    x = layers.BatchNormalization(momentum=0.5)(x)
-    x = layers.Conv2D(16, 5, 4, activation="relu")(x)
-    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.GlobalAveragePooling2D()(network(x))
     x = layers.Dropout(0.3)(x)
     age = layers.Dense(85, activation="softmax", name="age")(x)
     gender = layers.Dense(2, activation="softmax", name="gender")(x)
@@ -104,7 +106,7 @@ def tiny_networks(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(sample_faces, tmp_path_factory):
-    """Settings of the sample with a real, hardly trained model, and all of it on Drive as well."""
+    """Settings of the sample with a tiny, hardly trained model, and all of it on Drive as well."""
     from agelib import steps
 
     data = tmp_path_factory.mktemp("trained")
@@ -112,6 +114,8 @@ def trained(sample_faces, tmp_path_factory):
     config = dataclasses.replace(sample_faces, data=data, run="trained", epochs=2)
     for name in config.sources:
         steps.upload(name, config)
-    steps.train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agelib.train.build_model", build_tiny_model)
+        steps.train(config)
     steps.evaluate(config)
     return config

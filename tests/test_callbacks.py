@@ -172,7 +172,7 @@ def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(model, monkeyp
     model.compile("sgd", loss={"gender": "sparse_categorical_crossentropy"})
     images, targets = np.zeros((6, 32, 32, 3)), {"gender": np.zeros(6, int)}
     for first, last in ((0, 1), (1, 3)):
-        progress = Progress(3, 2)
+        progress = Progress(3, 2, first)
         options = {"epochs": last, "initial_epoch": first, "batch_size": 3, "verbose": 0}
         model.fit(images, targets, callbacks=[progress], **options)
     assert [(bar.options["total"], bar.options["initial"]) for bar in bars] == [(6, 0), (6, 2)]

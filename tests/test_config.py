@@ -42,7 +42,7 @@ def test_the_sample_is_the_default():
         ("crop_size", 96),
         ("margin", 0.0),
         ("val_fraction", 0.5),
-        ("epochs", 1),
+        ("epochs", 40),
         ("run", "second"),
         ("weights", "noisy-student"),
         ("seed", 7),
@@ -69,6 +69,28 @@ def test_image_size_follows_crop_size_unless_given():
     assert Config.from_profile("wiki", crop_size=96, image_size=56).image_size == 56
 
 
+@pytest.mark.parametrize(
+    ("weights", "epochs", "head_epochs"),
+    [
+        (None, 35, 0),
+        ("imagenet", 35, 3),
+        ("noisy-student", 2, 1),
+        ("some.h5", 1, 0),
+        ("model.keras", 35, 0),
+    ],
+)
+def test_heads_learn_alone_where_they_are_new_and_the_backbone_is_not(weights, epochs, head_epochs):
+    assert Config(weights=weights, epochs=epochs).head_epochs == head_epochs
+    assert Config(weights=weights, epochs=9, head_epochs=5).head_epochs == 5
+
+
+def test_the_learning_rate_grows_with_the_root_of_the_batch():
+    assert Config(batch_size=32).learning_rate == pytest.approx(3e-3)
+    assert Config(batch_size=128).learning_rate == pytest.approx(6e-3)
+    assert Config(batch_size=128, weights="imagenet").learning_rate == pytest.approx(1e-3)
+    assert Config(batch_size=128, learning_rate=0.02).learning_rate == 0.02
+
+
 def test_every_backbone_is_accepted():
     assert [Config(backbone=name).backbone for name in BACKBONES] == [
         f"EfficientNetB{i}" for i in range(8)
@@ -93,6 +115,9 @@ def test_every_backbone_is_accepted():
         ("val_fraction", 1.0),
         ("epochs", 0),
         ("batch_size", 1),
+        ("batch_size", -1),
+        ("head_epochs", -1),
+        ("head_epochs", 8),
         ("learning_rate", 0.0),
         ("workers", 0),
         ("run", ""),

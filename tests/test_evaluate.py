@@ -18,6 +18,7 @@ from agelib.evaluate import (
     evaluate_run,
     mean_age,
     metrics,
+    probabilities,
     recall_table,
     results_table,
 )
@@ -142,9 +143,20 @@ def test_metrics_and_tables_need_no_tensorflow():
 def test_estimates_do_not_depend_on_the_batch(sample_faces, model, batch_size):
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
     outputs = estimate(model, faces, batch_size)
-    expected = model.predict_on_batch(np.stack([faces.image(i) for i in range(len(faces))]))
+    expected = probabilities(model, np.stack([faces.image(i) for i in range(len(faces))]))
     for name in ("age", "age_branch", "gender"):
         np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+
+
+def test_a_face_and_its_mirror_image_are_one_face(sample_faces, model):
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    crops = np.stack([faces.image(i) for i in range(8)])
+    found, mirrored = probabilities(model, crops), probabilities(model, crops[:, :, ::-1])
+    plain, other = model.predict_on_batch(crops), model.predict_on_batch(crops[:, :, ::-1])
+    for name in ("age", "age_branch", "gender"):
+        np.testing.assert_allclose(found[name], mirrored[name], atol=1e-6)
+        np.testing.assert_allclose(found[name], (plain[name] + other[name]) / 2, atol=1e-6)
+        assert np.abs(plain[name] - other[name]).max() > 1e-6
 
 
 def test_a_run_is_evaluated_on_all_three_splits(run):

@@ -15,6 +15,12 @@ def train_faces(sample_faces):
     return FaceSet([sample_faces.faces / "wiki"], "train")
 
 
+@pytest.fixture
+def even(train_faces):
+    """Weights that show every face equally often."""
+    return np.ones(len(train_faces))
+
+
 @pytest.fixture(scope="module")
 def val_faces(sample_faces):
     return FaceSet([sample_faces.faces / "wiki"], "val")
@@ -35,12 +41,12 @@ def numbers(train_faces):
 
 
 @pytest.fixture
-def order(train_faces, numbers):
+def order(train_faces, even, numbers):
     """The numbers of the faces as a stream gives them, one list for each epoch."""
 
     def read(epochs, seed=0, first_epoch=0):
         steps = len(train_faces) // BATCH
-        stream = train_batches(train_faces, BATCH, 64, seed, first_epoch).take(epochs * steps)
+        stream = train_batches(train_faces, even, BATCH, 64, seed, first_epoch).take(epochs * steps)
         found = [number for images, _ in stream for number in numbers(images.numpy())]
         return [found[i : i + steps * BATCH] for i in range(0, len(found), steps * BATCH)]
 
@@ -84,18 +90,31 @@ def test_a_stream_from_epoch_k_goes_on_as_the_one_from_the_start(order, k):
     assert order(3)[k:] == order(3 - k, first_epoch=k)
 
 
-def test_an_epoch_shows_every_face_at_most_once(order, train_faces):
+def test_an_epoch_shows_every_face_at_most_once_where_all_weigh_the_same(order, train_faces):
     for epoch in order(3):
         assert len(epoch) == len(train_faces) // BATCH * BATCH
         assert len(set(epoch)) == len(epoch)
 
 
-def test_faces_left_out_of_one_epoch_come_in_another(train_faces, numbers):
+def test_faces_left_out_of_one_epoch_come_in_another(train_faces, even, numbers):
     # 13 batches of 20 leave 16 of the 276 faces over.
     assert len(train_faces) % 20 == 16
-    stream = train_batches(train_faces, 20, 64, 0).take(4 * (len(train_faces) // 20))
+    stream = train_batches(train_faces, even, 20, 64, 0).take(4 * (len(train_faces) // 20))
     seen = {number for images, _ in stream for number in numbers(images.numpy())}
     assert len(seen) == len(train_faces)
+
+
+def test_an_epoch_shows_each_face_as_often_as_its_weight_says(train_faces, numbers):
+    count = len(train_faces)
+    weights = np.where(np.arange(count) < 20, 3.0, 0.5)
+    expected = weights * count / weights.sum()
+    shown = np.zeros(count, int)
+    for images, _ in train_batches(train_faces, weights, 4, 64, 0).take(count // 4):
+        np.add.at(shown, numbers(images.numpy()), 1)
+    assert shown.sum() == count // 4 * 4
+    assert (shown <= np.ceil(expected)).all()
+    # At most the three faces of the last, smaller batch are missing.
+    assert np.maximum(0, np.floor(expected) - shown).sum() <= 3
 
 
 # Images and targets
@@ -115,8 +134,8 @@ def test_images_are_rgb(val_faces):
     assert images[..., 0].mean() > images[..., 2].mean() + 10
 
 
-def test_targets_belong_to_their_images(train_faces, numbers):
-    for images, targets in train_batches(train_faces, BATCH, 64, 3).take(20):
+def test_targets_belong_to_their_images(train_faces, even, numbers):
+    for images, targets in train_batches(train_faces, even, BATCH, 64, 3).take(20):
         found = numbers(images.numpy())
         ages = train_faces.age[found]
         assert (targets["age"].numpy().argmax(axis=1) + 1).tolist() == ages.tolist()
@@ -156,9 +175,9 @@ def test_images_are_resized_where_the_network_sees_another_size(val_faces, image
         assert np.abs(images[i].astype(int) - expected).mean() < 4
 
 
-def test_shapes_are_known_before_the_first_batch(train_faces):
+def test_shapes_are_known_before_the_first_batch(train_faces, even):
     # Otherwise the training step is traced anew for each shape.
-    images, targets = train_batches(train_faces, BATCH, 64, 0).element_spec
+    images, targets = train_batches(train_faces, even, BATCH, 64, 0).element_spec
     assert images.shape[1:] == (64, 64, 3)
     assert targets["age"].shape[1:] == (85,)
     assert targets["gender"].shape.rank == 1

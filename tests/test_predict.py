@@ -12,6 +12,7 @@ from skimage import data
 
 from agelib import AgelibError
 from agelib.backend import keras
+from agelib.evaluate import probabilities
 from agelib.faces import Face, crop_face
 from agelib.labels import AGE_BRANCHES
 from agelib.model import save_model
@@ -38,12 +39,12 @@ def estimator(model_path):
 
 @pytest.fixture
 def seen(estimator, monkeypatch):
-    """The batches of crops that the model is shown."""
+    """The batches of crops that the model is shown, without their mirror images."""
     batches = []
     predict = estimator.model.predict_on_batch
 
     def remember(crops):
-        batches.append(crops)
+        batches.append(crops[: len(crops) // 2])
         return predict(crops)
 
     monkeypatch.setattr(estimator.model, "predict_on_batch", remember)
@@ -127,7 +128,7 @@ def test_two_faces_are_told_from_left_to_right(estimator, seen):
         np.testing.assert_allclose(estimate.face.box, box, atol=15)
     [crops] = seen
     assert crops[0].mean() > 1.5 * crops[1].mean()
-    alone = estimator.model.predict_on_batch(crops[1:])
+    alone = probabilities(estimator.model, crops[1:])
     np.testing.assert_allclose(estimates[1].ages, alone["age"][0], atol=1e-5)
 
 
@@ -202,7 +203,7 @@ def test_crops_are_resized_as_in_training(
     )
     face = Face((0, 0, 9, 9), 1.0, np.zeros((5, 2)))
     estimator._judge(np.zeros((9, 9, 3), np.uint8), [face] * 8)
-    difference = np.abs(shown[0].astype(int) - expected)
+    difference = np.abs(shown[0][:8].astype(int) - expected)
     assert difference.mean() < 1.5
 
 

@@ -20,8 +20,8 @@ from agelib import AgelibError, callbacks, clean, drive, train
 from agelib.backend import keras
 from agelib.callbacks import checkpoint_path
 from agelib.model import load_model
+from agelib.recipe import learning_rates
 from agelib.shards import FaceSet, fingerprint
-from agelib.train import YearsOff, learning_rates
 
 EPOCHS = 3
 
@@ -54,6 +54,12 @@ def finished(sample_faces, tmp_path_factory):
 def uninterrupted(finished):
     """The weights, the history and the note that every run must end with."""
     return result_of(finished)
+
+
+@pytest.fixture
+def heads_first(config):
+    """Settings of a run in which the heads learn alone for one epoch of three."""
+    return dataclasses.replace(config, head_epochs=1)
 
 
 def silent(history):
@@ -149,7 +155,7 @@ def test_the_model_file_is_the_model_of_the_last_epoch(finished, rng):
 
 
 @pytest.mark.slow
-def test_a_real_model_loads_without_agelib(trained):
+def test_the_model_file_loads_without_agelib(finished):
     code = """
 import sys
 sys.modules["agelib"] = sys.modules["efficientnet"] = None
@@ -160,8 +166,8 @@ print(sorted((name, output.shape) for name, output in outputs.items()))
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code, trained.run_folder / "model.keras"],
-        cwd=trained.run_folder,
+        [sys.executable, "-c", code, finished.run_folder / "model.keras"],
+        cwd=finished.run_folder,
         env=environment,
         check=True,
         capture_output=True,
@@ -182,6 +188,57 @@ def test_images_are_seen_at_another_size_if_asked_for(config):
     train.train(dataclasses.replace(config, image_size=32, epochs=1), on_epoch=silent)
     model, _ = load_model(config.run_folder / "model.keras")
     assert model.input_shape == (None, 32, 32, 3)
+
+
+# Heads first
+
+
+def test_the_heads_learn_first_on_a_backbone_that_stands_still(heads_first, tiny_networks):
+    keras.utils.set_random_seed(heads_first.seed)
+    start = tiny_networks("EfficientNetB0", 64).get_layer("backbone").get_weights()
+    kept = []
+
+    def keep(history):
+        model, _ = load_model(checkpoint_path(heads_first.run_folder))
+        kept.append(
+            (model.get_layer("backbone").get_weights(), model.get_layer("age").get_weights())
+        )
+
+    train.train(heads_first, on_epoch=keep)
+    (first, heads), (second, later), _ = kept
+    assert all(np.array_equal(a, b) for a, b in zip(first, start, strict=True))
+    assert not np.array_equal(first[0], second[0])
+    assert not np.array_equal(heads[0], later[0])
+
+
+def test_batch_norm_keeps_what_it_knows_once_the_backbone_learns(heads_first, tiny_networks):
+    keras.utils.set_random_seed(heads_first.seed)
+    start = tiny_networks("EfficientNetB0", 64).get_layer("backbone")
+    train.train(heads_first, on_epoch=silent)
+    model, _ = load_model(heads_first.run_folder / "model.keras")
+    for one, other in zip(
+        model.get_layer("backbone").get_layer("norm").get_weights(),
+        start.get_layer("norm").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_stopped_in_either_phase_it_ends_as_if_uninterrupted(heads_first, tmp_path, k):
+    train.train(heads_first, on_epoch=silent)
+    expected = result_of(heads_first)
+    shutil.rmtree(heads_first.run_folder)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(heads_first, on_epoch=on_call(k, silent))
+    train.train(heads_first, on_epoch=silent)
+    assert_same_result(heads_first, expected)
+
+
+def test_a_loss_that_is_no_number_in_the_first_phase_ends_the_run(heads_first, monkeypatch):
+    hasty = dataclasses.replace(heads_first, learning_rate=1e30)
+    with pytest.raises(AgelibError, match=r"no longer a number after epoch 0"):
+        train.train(hasty, on_epoch=silent)
 
 
 # Cut off and continued
@@ -398,7 +455,7 @@ def test_a_loss_that_is_no_number_keeps_the_epochs_before_it(config, monkeypatch
     def poison_after_two(history):
         told.append(len(history))
         if len(history) == 2:
-            kernel = models[0].get_layer("conv").kernel
+            kernel = models[0].get_layer("backbone").get_layer("conv").kernel
             kernel.assign(np.full(kernel.shape, np.nan))
 
     monkeypatch.setattr(train, "build_model", remember)
@@ -416,18 +473,7 @@ def test_a_missing_history_is_asked_for(tmp_path):
         train.read_history(tmp_path)
 
 
-# Rate and metric
-
-
-def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
-    rate = learning_rates(0.004, steps=200)
-    rates = np.array([float(rate(step)) for step in range(201)])
-    assert rates.max() == pytest.approx(0.004)
-    assert rates.argmax() == 20
-    assert rates[10] == pytest.approx(0.002)
-    assert (np.diff(rates[:21]) > 0).all()
-    assert (np.diff(rates[20:]) < 0).all()
-    assert rates[-1] == pytest.approx(0, abs=1e-7)
+# Rates
 
 
 def test_each_step_has_its_own_rate(config, monkeypatch):
@@ -439,21 +485,3 @@ def test_each_step_has_its_own_rate(config, monkeypatch):
     monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", note)
     train.train(config, on_epoch=silent)
     assert used == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
-
-
-def test_years_off_is_the_mean_distance_of_the_means():
-    one_hot = np.eye(85, dtype=np.float32)
-    metric = YearsOff()
-    metric.update_state(one_hot[[29, 9]], one_hot[[36, 4]])
-    assert float(metric.result()) == pytest.approx((7 + 5) / 2)
-    flat = np.zeros((1, 85), np.float32)
-    flat[0, [19, 39]] = 0.5  # its mean is 30
-    metric.update_state(one_hot[[29]], flat)
-    assert float(metric.result()) == pytest.approx((7 + 5 + 0) / 3)
-
-
-def test_years_off_is_restored_from_a_checkpoint():
-    metric = YearsOff(name="off")
-    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
-    assert isinstance(restored, YearsOff)
-    assert restored.name == "off"
