@@ -4,9 +4,9 @@ The six notebooks tell the story and these modules do the work:
 
 `config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
-at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data · `model`
-EfficientNet with two heads · `train`, `callbacks` · `evaluate` · `predict` · `plots` · `steps` all
-of it in order, which is what the notebooks and `python -m agelib` call.
+at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data · `backbone`
+EfficientNet · `model` with two heads · `recipe`, `callbacks`, `train` · `evaluate` · `predict` ·
+`plots` · `steps` all of it in order, which is what the notebooks and `python -m agelib` call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
@@ -27,3 +27,8 @@ class AgelibError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Shows the sentence alone in a notebook; IPython looks this method up by name."""
         return [f"agelib: {self}"]
+
+
+def first_line(error: Exception) -> str:
+    """Returns what an error says, without the pages that some append."""
+    return str(error).strip().split("\n")[0]

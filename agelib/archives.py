@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from agelib import AgelibError, files
+from agelib import AgelibError, files, first_line
 from agelib.files import Checksum, need_space, read_json, sha256, write_json
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
@@ -211,7 +211,7 @@ def _whole(source: Path) -> Iterator[tarfile.TarFile]:
     except tarfile.FilterError as error:
         raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        reason = str(error).split("\n")[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         raise OSError(f"it is damaged: {reason}") from error
 
 

@@ -101,8 +101,14 @@ class Config:
         if self.drop_connect_rate is None:
             # Few epochs from scratch learn too little, not too much.
             object.__setattr__(self, "drop_connect_rate", 0.2 if self.weights else 0.0)
+        for fits, name, wanted in self._checks():
+            if not fits:
+                raise AgelibError(f"{name} is {getattr(self, name)!r}, but must be {wanted}.")
+
+    def _checks(self) -> list[tuple[bool, str, str]]:
+        """Returns whether each field can work, its name, and what it must be."""
         train, known = set(self.train_sources), f"from {', '.join(SOURCES)}"
-        checks = [
+        return [
             (not self.data.is_file(), "data", "a folder"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
             (train and train <= set(SOURCES), "train_sources", known),
@@ -129,9 +135,6 @@ class Config:
                 "a plain name without slashes",
             ),
         ]
-        for fits, name, wanted in checks:
-            if not fits:
-                raise AgelibError(f"{name} is {getattr(self, name)!r}, but must be {wanted}.")
 
     @classmethod
     def from_profile(cls, profile: str = "sample", **overrides: Any) -> "Config":

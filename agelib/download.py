@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from agelib import AgelibError, archives, files
+from agelib import AgelibError, archives, files, first_line
 from agelib.archives import ARCHIVES, Archive, known, note_of, remember
 from agelib.config import Config
 from agelib.files import Checksum, atomic, need_space, read_json, write_json
@@ -149,7 +149,7 @@ def _ask_drive(url: str, target: Path, partial: Path) -> None:
         raise  # requests' errors are among them
     # gdown speaks of other errors in exceptions of its own, all of them Exception.
     except Exception as error:
-        raise OSError(str(error).strip().split("\n")[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def _download(url: str, target: Path, checksum: Checksum) -> None:

@@ -1,39 +1,24 @@
-"""EfficientNet B0 to B7 with two heads, its starting weights, and the one file it is kept in.
+"""The network with its two heads, and the one file it is kept in.
 
 The saved model is made of Keras' own layers alone, so that `keras.models.load_model` reads it
 anywhere, without this package.
 """
 
 import json
-import math
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from agelib import AgelibError
+from agelib import AgelibError, first_line
+from agelib.backbone import DROP_CONNECT_RATE, DROPOUT, build_backbone
 from agelib.backend import keras
 from agelib.files import atomic
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
-# Tan & Le, "EfficientNet: Rethinking Model Scaling", ICML 2019: depth coefficient, dropout.
-_SCALING = {
-    "EfficientNetB0": (1.0, 0.2),
-    "EfficientNetB1": (1.1, 0.2),
-    "EfficientNetB2": (1.2, 0.3),
-    "EfficientNetB3": (1.4, 0.3),
-    "EfficientNetB4": (1.8, 0.4),
-    "EfficientNetB5": (2.2, 0.4),
-    "EfficientNetB6": (2.6, 0.5),
-    "EfficientNetB7": (3.1, 0.5),
-}
-_B0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
-DROP_CONNECT_RATE = 0.2
 # What the ImageNet weights were trained with, on pixels of 0 to 1.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-# Keras' 0.99 needs hundreds of steps to forget its start; small data sets have fewer an epoch.
-_BATCH_NORM_MOMENTUM = 0.9
 _NOTE = "agelib.json"
 
 
@@ -73,7 +58,7 @@ def build_model(
     from_backbone = weights if not str(weights).endswith(".keras") else None
     x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    x = keras.layers.Dropout(_SCALING[backbone][1], name="dropout")(x)
+    x = keras.layers.Dropout(DROPOUT[backbone], name="dropout")(x)
     age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(x)
     age = keras.layers.Softmax(dtype="float32", name="age")(age)
     gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(x)
@@ -87,98 +72,6 @@ def build_model(
     if weights and not from_backbone:
         _start_from(model, Path(weights))
     return model
-
-
-def build_backbone(
-    name: str,
-    image_size: int,
-    weights: str | None = None,
-    drop_connect_rate: float = DROP_CONNECT_RATE,
-) -> keras.Model:
-    """Builds an EfficientNet without its top, on the `efficientnet` package.
-
-    The package's own activation and dropout classes are exchanged for Keras' equal ones, and its
-    drop-connect rate, which it divides by B0's number of blocks whatever the depth, is set so
-    that it ends where the paper's does.
-
-    Args:
-        name: "EfficientNetB0" to "EfficientNetB7".
-        image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student" or the path of an .h5 file.
-        drop_connect_rate: How often training leaves out the last block; rises evenly to this.
-
-    Returns:
-        A model from normalised RGB to features of shape (batch, h, w, channels).
-
-    Raises:
-        AgelibError: If the weights cannot be had.
-    """
-    # Imported here, after `backend` has loaded TensorFlow quietly.
-    import efficientnet.tfkeras as efficientnet
-
-    blocks = sum(math.ceil(_SCALING[name][0] * repeats) for repeats in _B0_BLOCKS)
-    shape = (image_size, image_size, 3)
-    try:
-        network = getattr(efficientnet, name)(
-            include_top=False,
-            weights=None if weights == "imagenet" else weights,
-            input_shape=shape,
-            drop_connect_rate=drop_connect_rate * sum(_B0_BLOCKS) / blocks,
-        )
-        backbone = keras.models.clone_model(network, clone_function=_plain)
-        backbone.set_weights(network.get_weights())
-        if weights == "imagenet":
-            applications = getattr(keras.applications, name)
-            carry_weights(
-                applications(include_top=False, weights="imagenet", input_shape=shape), backbone
-            )
-    # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
-    except Exception as error:
-        raise AgelibError(
-            f"{weights} weights for {name} cannot be had ({_first_line(error)}): check the network "
-            "and run this again, name a downloaded .h5 file as --weights, or use --weights none."
-        ) from error
-    return backbone
-
-
-def freeze_backbone(model: keras.Model) -> None:
-    """Leaves the heads alone to be trained.
-
-    Args:
-        model: From `build_model`.
-    """
-    _backbone(model).trainable = False
-
-
-def unfreeze_backbone(model: keras.Model) -> None:
-    """Lets training reach the backbone again, but for its BatchNorm layers.
-
-    Those go on with the statistics of the many images they come from.
-
-    Args:
-        model: From `build_model`, its backbone frozen.
-    """
-    backbone = _backbone(model)
-    backbone.trainable = True
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-
-
-def carry_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
-
-    Args:
-        source: A `keras.applications.EfficientNetBx` without top. Its own normalisation is left
-            behind; ours does the same.
-        target: The backbone of the same name.
-
-    Raises:
-        ValueError: If a layer is missing or of another shape.
-    """
-    for layer in target.layers:
-        if layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
 def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
@@ -215,7 +108,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         return keras.models.load_model(path), note
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise AgelibError(
-            f"{path} is no model of agelib's ({_first_line(error)}): name a model.keras, or delete "
+            f"{path} is no model of agelib's ({first_line(error)}): name a model.keras, or delete "
             "it and train again."
         ) from error
 
@@ -240,27 +133,6 @@ def _augmentation() -> keras.Sequential:
     return keras.Sequential(layers, name="augmentation")
 
 
-def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Returns Keras' own equal of one of the `efficientnet` package's layers."""
-    config = layer.get_config()
-    if isinstance(layer, keras.layers.Dropout):
-        return keras.layers.Dropout.from_config(config)
-    if getattr(getattr(layer, "activation", None), "__name__", "") == "swish":
-        config["activation"] = "silu"
-    if isinstance(layer, keras.layers.BatchNormalization):
-        config["momentum"] = _BATCH_NORM_MOMENTUM
-    return type(layer).from_config(config)
-
-
-def _backbone(model: keras.Model) -> keras.Model:
-    [backbone] = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
-    ]
-    return backbone
-
-
 def _start_from(model: keras.Model, path: Path) -> None:
     """Takes over the weights of another model of this kind."""
     other, _ = load_model(path)
@@ -271,7 +143,3 @@ def _start_from(model: keras.Model, path: Path) -> None:
             f"{path} does not fit: it is of another backbone or image size; name it with its own "
             "--backbone."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__, drive
+from agelib.backbone import freeze_backbone, unfreeze_backbone
 from agelib.backend import keras, tf
 from agelib.callbacks import (
     Checkpoint,
@@ -20,13 +21,7 @@ from agelib.callbacks import (
 from agelib.config import Config
 from agelib.files import read_json, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model import (
-    build_model,
-    freeze_backbone,
-    load_model,
-    save_model,
-    unfreeze_backbone,
-)
+from agelib.model import build_model, load_model, save_model
 from agelib.pipeline import ordered_batches, train_batches
 from agelib.recipe import HEADS_RATE, compile_model, face_weights, learning_rates
 from agelib.shards import FaceSet, fingerprint, read_manifest

@@ -97,6 +97,11 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_conn
     return keras.Model(inputs, outputs, name="tiny")
 
 
+def equal_weights(one, other):
+    pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
 @pytest.fixture
 def tiny_networks(monkeypatch):
     """Lets training learn with a tiny network, an epoch in a second; gives its function."""
