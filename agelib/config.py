@@ -54,7 +54,7 @@ class Config:
     val_fraction: float = _setting(
         0.15, "share of the persons kept for validation, and for test if that is trained on too"
     )
-    epochs: int = _setting(8, "passes over the train faces")
+    epochs: int = _setting(12, "passes over the train faces")
     head_epochs: int | None = _setting(
         None, "epochs at first that train the heads alone; default: 3 from ImageNet weights, else 0"
     )

@@ -117,7 +117,7 @@ def test_every_backbone_is_accepted():
         ("batch_size", 1),
         ("batch_size", -1),
         ("head_epochs", -1),
-        ("head_epochs", 8),
+        ("head_epochs", 12),
         ("learning_rate", 0.0),
         ("workers", 0),
         ("run", ""),
