@@ -4,16 +4,17 @@ The six notebooks tell the story and these modules do the work:
 
 `config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
-at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data · `backbone`
-EfficientNet · `model` with two heads · `recipe`, `callbacks`, `train` · `evaluate` · `predict` ·
-`plots` · `steps` all of it in order, which is what the notebooks and `python -m agelib` call.
+at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data ·
+`hardware` GPUs and precision · `backbone` EfficientNet · `model` with two heads · `recipe`,
+`callbacks`, `train` · `evaluate` · `predict` · `plots` · `steps` all of it in order, which is what
+the notebooks and `python -m agelib` call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
     elif isinstance(field.default, bool):
         command.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
-        kinds = {"image_size": int, "learning_rate": float, "drop_connect_rate": float}
-        known = type(field.default) if isinstance(field.default, int | float) else str
-        command.add_argument(flag, type=kinds.get(name, known), help=text)
+        # Of `int | None`, int.
+        kind = next(iter(typing.get_args(field.type)), field.type)
+        command.add_argument(flag, type=kind, help=text)
 
 
 def _download(config: Config, options: dict[str, Any]) -> None:

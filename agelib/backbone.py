@@ -84,30 +84,6 @@ def build_backbone(
     return backbone
 
 
-def freeze_backbone(model: keras.Model) -> None:
-    """Leaves the heads alone to be trained.
-
-    Args:
-        model: From `build_model`.
-    """
-    _inside(model).trainable = False
-
-
-def unfreeze_backbone(model: keras.Model) -> None:
-    """Lets training reach the backbone again, but for its BatchNorm layers.
-
-    Those go on with the statistics of the many images they come from.
-
-    Args:
-        model: From `build_model`, its backbone frozen.
-    """
-    backbone = _inside(model)
-    backbone.trainable = True
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-
-
 def carry_weights(source: keras.Model, target: keras.Model) -> None:
     """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
 
@@ -122,15 +98,6 @@ def carry_weights(source: keras.Model, target: keras.Model) -> None:
     for layer in target.layers:
         if layer.weights:
             layer.set_weights(source.get_layer(layer.name).get_weights())
-
-
-def _inside(model: keras.Model) -> keras.Model:
-    [backbone] = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
-    ]
-    return backbone
 
 
 def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:

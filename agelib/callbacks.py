@@ -64,7 +64,7 @@ class Schedule(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows one bar over all epochs on standard error, with the time left."""
+    """Shows a bar from the first epoch to the last on standard error, with the time left."""
 
     def __init__(self, epochs: int, steps: int, done: int = 0):
         super().__init__()
@@ -105,7 +105,7 @@ class Checkpoint(keras.callbacks.Callback):
         on_epoch: Callable[[pd.DataFrame], None],
     ):
         super().__init__()
-        self._folder, self.history, self._note = folder, history, note
+        self._folder, self._history, self._note = folder, history, note
         self._remote, self._on_epoch = remote, on_epoch
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -114,11 +114,11 @@ class Checkpoint(keras.callbacks.Callback):
         if not all(map(math.isfinite, values.values())):
             self.model.stop_training = True
             return
-        self.history.append({"epoch": epoch + 1, **values})
+        self._history.append({"epoch": epoch + 1, **values})
         save_model(
-            self.model, checkpoint_path(self._folder), self._note | {"history": self.history}
+            self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
         )
-        history = write_history(self._folder, self.history)
+        history = write_history(self._folder, self._history)
         if self._remote:
             drive.push(self._folder, self._remote)
         self._on_epoch(history)

@@ -56,13 +56,14 @@ class Config:
     )
     epochs: int = _setting(12, "passes over the train faces")
     head_epochs: int | None = _setting(
-        None, "epochs at first that train the heads alone; default: 3 from ImageNet weights, else 0"
+        None,
+        "epochs at first that train the heads alone; default: 3 from ImageNet's kind of weights",
     )
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
         None,
-        "peak learning rate; default: 3e-3 from scratch, 5e-4 from weights, times the root of "
-        "batch_size / 32",
+        "peak learning rate, five times that while the heads learn alone; default: 3e-3 from "
+        "scratch, 5e-4 from weights, times the root of batch_size / 32",
     )
     drop_connect_rate: float | None = _setting(
         None, "how often the last block is left out; default: 0 from scratch, 0.2 from weights"
@@ -89,12 +90,12 @@ class Config:
             object.__setattr__(self, "image_size", self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
         if self.head_epochs is None:
-            # A model of this kind has heads that know what to do.
-            alone = 3 if self.weights and Path(self.weights).suffix != ".keras" else 0
+            # A .keras file has heads that know what to do.
+            alone = 3 if self.new_heads else 0
             object.__setattr__(self, "head_epochs", min(alone, self.epochs - 1))
         if self.learning_rate is None:
-            # Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
-            # NeurIPS 2022.
+            # The rate's part of the rule in Malladi et al., "On the SDEs and Scaling Rules for
+            # Adaptive Gradient Algorithms", NeurIPS 2022. Impossible batches are refused below.
             scale = (max(2, self.batch_size) / 32) ** 0.5
             rate = scale * (5e-4 if self.weights else 3e-3)
             object.__setattr__(self, "learning_rate", rate)
@@ -125,6 +126,11 @@ class Config:
             (0 < self.val_fraction <= 0.5, "val_fraction", "above 0 and up to 0.5"),
             (self.epochs >= 1, "epochs", "1 or more"),
             (0 <= self.head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
+            (
+                self.new_heads or not self.head_epochs,
+                "head_epochs",
+                "0 without ImageNet's kind of weights",
+            ),
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
             (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
@@ -156,6 +162,11 @@ class Config:
         return cls(**{"profile": profile, "run": profile, **PROFILES[profile], **given})
 
     @property
+    def new_heads(self) -> bool:
+        """Whether the backbone starts from weights that know no ages, such as ImageNet's."""
+        return self.weights is not None and Path(self.weights).suffix != ".keras"
+
+    @property
     def folder(self) -> Path:
         """The sample has a folder of its own, so that it never mixes with real data."""
         return self.data / "sample" if self.profile == "sample" else self.data
@@ -174,6 +185,11 @@ class Config:
     def run_folder(self) -> Path:
         """Everything that belongs to this run."""
         return self.folder / "runs" / self.run
+
+    @property
+    def logs(self) -> Path:
+        """What TensorBoard shows of this run; not on Drive, which stores no growing files."""
+        return self.folder / "logs" / self.run
 
     @property
     def drive(self) -> Path:

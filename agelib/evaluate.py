@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from tqdm import tqdm
 
-from agelib import AgelibError
+from agelib import AgelibError, __version__
 from agelib.config import Config
 from agelib.faces import resize
 from agelib.files import read_json, sha256, write_json
@@ -103,14 +103,14 @@ def probabilities(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarr
     Returns:
         `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
     """
-    outputs = model.predict_on_batch(np.concatenate([crops, crops[:, :, ::-1]]))
-    return {name: np.mean(np.split(output, 2), axis=0) for name, output in outputs.items()}
+    seen, mirrored = (model.predict_on_batch(images) for images in (crops, crops[:, :, ::-1]))
+    return {name: (seen[name] + mirrored[name]) / 2 for name in seen}
 
 
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces, and writes `evaluation.json`.
 
-    Done already for this model and these faces, it is not done again.
+    Done already by this version for this model and these faces, it is not done again.
 
     Args:
         config: Says which run, and where its faces are.
@@ -133,7 +133,8 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     crops = {folder.name: read_manifest(folder)["crop"] for folder in folders}
     manifests = {folder.name: sha256(folder / MANIFEST) for folder in folders}
     done = read_json(path) if path.exists() and model_path.exists() else {}
-    if done.get("manifests") == manifests and done["model"]["sha256"] == sha256(model_path):
+    same = done.get("agelib") == __version__ and done["manifests"] == manifests
+    if same and done["model"]["sha256"] == sha256(model_path):
         return done
     model, note = load_model(model_path)
     for name, crop in crops.items():
@@ -151,7 +152,7 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         faces = FaceSet(folders, split)
         splits[split] = metrics(faces, estimate(model, faces))
     report = _report(splits["test"], read_manifest(test_folder), model_path)
-    report |= {"splits": splits, "manifests": manifests}
+    report |= {"splits": splits, "manifests": manifests, "agelib": __version__}
     write_json(path, report)
     return report
 

@@ -14,6 +14,7 @@ from agelib import AgelibError, first_line
 from agelib.backbone import DROP_CONNECT_RATE, DROPOUT, build_backbone
 from agelib.backend import keras
 from agelib.files import atomic
+from agelib.hardware import computing_in
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
 # What the ImageNet weights were trained with, on pixels of 0 to 1.
@@ -48,13 +49,15 @@ def build_model(
     """
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = inputs
-    if augment:
-        x = _augmentation()(x)
-    x = keras.layers.Rescaling(
-        [1 / (255 * std) for std in _STD],
-        [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
-        name="normalisation",
-    )(x)
+    # Half floats would tell the levels of pixels apart too coarsely.
+    with computing_in("float32"):
+        if augment:
+            x = _augmentation()(x)
+        x = keras.layers.Rescaling(
+            [1 / (255 * std) for std in _STD],
+            [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
+            name="normalisation",
+        )(x)
     from_backbone = weights if not str(weights).endswith(".keras") else None
     x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
@@ -72,6 +75,30 @@ def build_model(
     if weights and not from_backbone:
         _start_from(model, Path(weights))
     return model
+
+
+def freeze_backbone(model: keras.Model) -> None:
+    """Leaves the heads alone to be trained.
+
+    Args:
+        model: From `build_model`.
+    """
+    _backbone_of(model).trainable = False
+
+
+def unfreeze_backbone(model: keras.Model) -> None:
+    """Lets training reach the backbone again, but for its BatchNorm layers.
+
+    Those go on with the statistics of the many images they come from.
+
+    Args:
+        model: From `build_model`, its backbone frozen.
+    """
+    backbone = _backbone_of(model)
+    backbone.trainable = True
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
 
 
 def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
@@ -122,8 +149,8 @@ def _augmentation() -> keras.Sequential:
     moves = {"fill_mode": "nearest"}
     layers = [
         keras.layers.RandomFlip("horizontal", name="flip"),
-        keras.layers.RandomRotation(0.03, name="rotation", **moves),
-        keras.layers.RandomZoom((-0.1, 0.1), name="zoom", **moves),
+        keras.layers.RandomRotation(0.03, name="rotation", **moves),  # 11 degrees
+        keras.layers.RandomZoom(0.1, name="zoom", **moves),
         keras.layers.RandomTranslation(0.05, 0.05, name="translation", **moves),
         keras.layers.RandomGrayscale(0.1, name="grey"),
         keras.layers.RandomBrightness(0.1, value_range=(0, 255), name="brightness"),
@@ -131,6 +158,15 @@ def _augmentation() -> keras.Sequential:
         keras.layers.RandomSharpness((0, 1), value_range=(0, 255), name="sharpness"),
     ]
     return keras.Sequential(layers, name="augmentation")
+
+
+def _backbone_of(model: keras.Model) -> keras.Model:
+    [backbone] = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
+    ]
+    return backbone
 
 
 def _start_from(model: keras.Model, path: Path) -> None:

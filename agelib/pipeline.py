@@ -1,4 +1,4 @@
-"""Shards to tf.data: decoded in parallel, shuffled anew each epoch, the same for the same seed."""
+"""Shards to tf.data: decoded in parallel, drawn anew each epoch, the same for the same seed."""
 
 from collections.abc import Sequence
 

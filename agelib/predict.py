@@ -159,5 +159,5 @@ def _check(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _named(names: Sequence[str], probabilities: np.ndarray) -> dict[str, float]:
-    return {name: round(float(p), 4) for name, p in zip(names, probabilities, strict=True)}
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(p), 4) for name, p in zip(names, values, strict=True)}

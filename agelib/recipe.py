@@ -7,10 +7,10 @@ import numpy as np
 from agelib.backend import keras, tf
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
-HEADS_RATE = 5  # of the learning rate, while new heads learn on a backbone that knows much
+HEADS_RATE = 5  # times the learning rate, while new heads learn alone
 _WARM_UP_SHARE = 0.1
 _WEIGHT_DECAY = 1e-3
-_MOST_OFTEN = 10
+_MOST_OFTEN = 20
 
 
 def face_weights(age_branch: np.ndarray, gender: np.ndarray) -> np.ndarray:
@@ -18,21 +18,22 @@ def face_weights(age_branch: np.ndarray, gender: np.ndarray) -> np.ndarray:
 
     An age branch is shown as often as the square root of its number of faces: left alone, WIKI's
     hundred children would drown; as often as the others, they would be learned by heart. Within a
-    branch, women and men are shown equally often. No face is shown more than ten times as often
-    as the average one.
+    branch, women and men are shown equally often. All this as far as no face is shown more than
+    twenty times as often as another.
 
     Args:
         age_branch: Codes of 0 to 4, shape (n,).
         gender: Codes of 0 or 1, shape (n,).
 
     Returns:
-        Weights above 0 of mean 1 or less, float of shape (n,).
+        Weights above 0 of mean 1, float of shape (n,).
     """
     counts = np.zeros((len(AGE_BRANCHES), len(GENDERS)))
     np.add.at(counts, (age_branch, gender), 1)
     shares = np.sqrt(counts.sum(axis=1)) / np.maximum(1, (counts > 0).sum(axis=1))
     weights = (shares[:, None] / np.maximum(1, counts))[age_branch, gender]
-    return np.minimum(weights / weights.mean(), _MOST_OFTEN)
+    weights = np.minimum(weights, _MOST_OFTEN * weights.min())
+    return weights / weights.mean()
 
 
 def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:

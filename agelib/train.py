@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__, drive
-from agelib.backbone import freeze_backbone, unfreeze_backbone
 from agelib.backend import keras, tf
 from agelib.callbacks import (
     Checkpoint,
@@ -20,8 +19,15 @@ from agelib.callbacks import (
 )
 from agelib.config import Config
 from agelib.files import read_json, write_json
+from agelib.hardware import computing_in, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model import build_model, load_model, save_model
+from agelib.model import (
+    build_model,
+    freeze_backbone,
+    load_model,
+    save_model,
+    unfreeze_backbone,
+)
 from agelib.pipeline import ordered_batches, train_batches
 from agelib.recipe import HEADS_RATE, compile_model, face_weights, learning_rates
 from agelib.shards import FaceSet, fingerprint, read_manifest
@@ -41,8 +47,8 @@ def train(
         The history: one row an epoch, losses and metrics of train and `val_`.
 
     Raises:
-        AgelibError: If there is nothing to learn from, the run was begun with other settings, or
-            the loss is no longer a number.
+        AgelibError: If there is nothing to learn from, the run was begun with other settings, the
+            memory is too small, or the loss is no longer a number.
     """
     folder = config.run_folder
     made_of = config.to_dict() | {"faces": _fingerprints(config)}
@@ -51,66 +57,79 @@ def train(
     if done.exists():
         return read_history(folder)
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
-    model, history = _begin(config)
-    write_json(folder / "config.json", made_of)
-    if history:
-        write_history(folder, history)
     note = _note(config, faces)
-    checkpoint = Checkpoint(folder, history, note, remote, on_epoch)
-    for first, last in ((0, config.head_epochs), (config.head_epochs, config.epochs)):
-        if first <= len(history) < last:
-            _train_phase(model, faces, config, first, last, checkpoint)
+    with strategy().scope():
+        model, history = _begin(config)
+        write_json(folder / "config.json", made_of)
+        if history:
+            write_history(folder, history)
+        # Each finished epoch makes the history longer.
+        checkpoint = Checkpoint(folder, history, note, remote, on_epoch)
+        phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
+        for heads_alone, first, last in phases:
+            if first <= len(history) < last:
+                if len(history) == first:
+                    _begin_phase(model, config, heads_alone)
+                peak = config.learning_rate * (HEADS_RATE if heads_alone else 1)
+                _fit(model, faces, config, len(history), (first, last), peak, checkpoint)
     if len(history) < config.epochs:
         raise AgelibError(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
             "smaller --learning-rate and another --run name."
         )
-    # Without optimizer and losses, the file needs nothing of ours to load.
-    save_model(keras.Model(model.input, model.output, name="agelib"), done, note)
+    save_model(_plain_copy(model, config), done, note)
     if remote:
         drive.push(folder, remote)
     return read_history(folder)
 
 
-def _train_phase(
+def _begin_phase(model: keras.Model, config: Config, heads_alone: bool) -> None:
+    if heads_alone:
+        freeze_backbone(model)
+    elif config.new_heads:
+        unfreeze_backbone(model)
+    compile_model(model)
+
+
+def _fit(
     model: keras.Model,
     faces: dict[str, FaceSet],
     config: Config,
-    first: int,
-    last: int,
+    done: int,
+    phase: tuple[int, int],
+    peak: float,
     checkpoint: Checkpoint,
 ) -> None:
-    """Runs what is left of the epochs from `first` to `last`: those of the heads, or the others."""
-    done, heads_alone = len(checkpoint.history), last == config.head_epochs
-    if done == first:
-        if heads_alone:
-            freeze_backbone(model)
-        elif first:
-            unfreeze_backbone(model)
-        compile_model(model)
+    """Runs the epochs of a phase that are not done."""
     size = config.image_size
     batch_size = min(config.batch_size, len(faces["train"]))
     steps = len(faces["train"]) // batch_size
     weights = face_weights(faces["train"].age_branch, faces["train"].gender)
     validation = ordered_batches(faces["val"], batch_size, size)
-    peak = config.learning_rate * (HEADS_RATE if heads_alone else 1)
     _make_variables(model, validation)
-    model.fit(
-        train_batches(faces["train"], weights, batch_size, size, config.seed, done),
-        epochs=last,
-        initial_epoch=done,
-        steps_per_epoch=steps,
-        validation_data=validation,
-        shuffle=False,  # the stream is shuffled already
-        verbose=0,
-        callbacks=[
-            Reseed(config.seed),
-            Schedule(learning_rates(peak, (last - first) * steps)),
-            keras.callbacks.TerminateOnNaN(),
-            Progress(config.epochs, steps, done),
-            checkpoint,
-        ],
-    )
+    try:
+        model.fit(
+            train_batches(faces["train"], weights, batch_size, size, config.seed, done),
+            epochs=phase[1],
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            validation_data=validation,
+            shuffle=False,  # the stream is shuffled already
+            verbose=0,
+            callbacks=[
+                Reseed(config.seed),
+                Schedule(learning_rates(peak, (phase[1] - phase[0]) * steps)),
+                keras.callbacks.TerminateOnNaN(),
+                keras.callbacks.TensorBoard(config.logs, write_graph=False),
+                Progress(config.epochs, steps, done),
+                checkpoint,
+            ],
+        )
+    except tf.errors.ResourceExhaustedError as error:
+        raise AgelibError(
+            f"There is too little memory to train on {batch_size} faces at a time: use a smaller "
+            "--batch-size and another --run name."
+        ) from error
 
 
 def _make_variables(model: keras.Model, batches: tf.data.Dataset) -> None:
@@ -188,13 +207,22 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict]]:
     if checkpoint.exists():
         model, note = load_model(checkpoint)
         return model, note["history"]
-    model = build_model(
-        config.backbone,
-        config.image_size,
-        config.weights,
-        drop_connect_rate=config.drop_connect_rate,
-    )
+    with computing_in(precision()):
+        model = build_model(
+            config.backbone,
+            config.image_size,
+            config.weights,
+            drop_connect_rate=config.drop_connect_rate,
+        )
     return model, []
+
+
+def _plain_copy(model: keras.Model, config: Config) -> keras.Model:
+    """Returns the model without what only training needs, for any machine to load."""
+    with computing_in("float32"):
+        copy = build_model(config.backbone, config.image_size, augment=False)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:

@@ -81,7 +81,13 @@ def test_image_size_follows_crop_size_unless_given():
 )
 def test_heads_learn_alone_where_they_are_new_and_the_backbone_is_not(weights, epochs, head_epochs):
     assert Config(weights=weights, epochs=epochs).head_epochs == head_epochs
-    assert Config(weights=weights, epochs=9, head_epochs=5).head_epochs == 5
+
+
+@pytest.mark.parametrize("weights", [None, "model.keras"])
+def test_heads_learn_alone_on_a_backbone_that_knows_something_else(weights):
+    assert Config(weights="imagenet", epochs=9, head_epochs=5).head_epochs == 5
+    with pytest.raises(AgelibError, match=r"^head_epochs is 5, but must be 0 without ImageNet"):
+        Config(weights=weights, epochs=9, head_epochs=5)
 
 
 def test_the_learning_rate_grows_with_the_root_of_the_batch():

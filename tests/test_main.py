@@ -31,6 +31,7 @@ VALUES = {
     "align": True,
     "val_fraction": "0.25",
     "epochs": "77",
+    "head_epochs": "7",
     "batch_size": "19",
     "learning_rate": "0.0123",
     "drop_connect_rate": "0.15",
@@ -105,7 +106,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
         "train_sources": ("imdb", "utkface"),
         "data": Path("some/where").absolute(),
         **{name: int(VALUES[name]) for name in ("crop_size", "image_size", "epochs")},
-        **{name: int(VALUES[name]) for name in ("batch_size", "seed", "workers")},
+        **{name: int(VALUES[name]) for name in ("head_epochs", "batch_size", "seed", "workers")},
         **{name: float(VALUES[name]) for name in ("margin", "val_fraction", "learning_rate")},
         "drop_connect_rate": 0.15,
     }

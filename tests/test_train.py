@@ -17,7 +17,8 @@ import pytest
 from conftest import build_tiny_model
 
 from agelib import AgelibError, callbacks, clean, drive, train
-from agelib.backend import keras
+from agelib.backbone import build_backbone
+from agelib.backend import keras, tf
 from agelib.callbacks import checkpoint_path
 from agelib.model import load_model
 from agelib.recipe import learning_rates
@@ -58,8 +59,11 @@ def uninterrupted(finished):
 
 @pytest.fixture
 def heads_first(config):
-    """Settings of a run in which the heads learn alone for one epoch of three."""
-    return dataclasses.replace(config, head_epochs=1)
+    """Settings of a run in which the heads learn alone for two epochs of three.
+
+    The tiny network takes no weights: it stands for one that has.
+    """
+    return dataclasses.replace(config, weights="imagenet", head_epochs=2)
 
 
 def silent(history):
@@ -81,6 +85,17 @@ def assert_same_result(config, expected):
     pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
     for one, other in zip(weights, expected[0], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def rates_used(monkeypatch):
+    """Returns a list to which training adds the rate of each step."""
+    used = []
+
+    def note(self, batch, logs=None):
+        used.append(float(self.model.optimizer.learning_rate))
+
+    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", note)
+    return used
 
 
 def interrupt(*arguments, **options):
@@ -143,6 +158,7 @@ def test_the_model_file_holds_nothing_of_the_training(finished):
         settings = archive.read("config.json").decode()
     assert not json.loads(settings).get("compile_config")
     assert "YearsOff" not in settings
+    assert "RandomFlip" not in settings
     assert path.stat().st_size < 0.8 * checkpoint_path(finished.run_folder).stat().st_size
 
 
@@ -152,29 +168,6 @@ def test_the_model_file_is_the_model_of_the_last_epoch(finished, rng):
     final, checkpoint = (load_model(path)[0].predict_on_batch(images) for path in paths)
     for name in ("age", "age_branch", "gender"):
         np.testing.assert_array_equal(final[name], checkpoint[name])
-
-
-@pytest.mark.slow
-def test_the_model_file_loads_without_agelib(finished):
-    code = """
-import sys
-sys.modules["agelib"] = sys.modules["efficientnet"] = None
-import keras, numpy as np
-model = keras.models.load_model(sys.argv[1])
-outputs = model.predict_on_batch(np.zeros((2, 64, 64, 3), np.uint8))
-print(sorted((name, output.shape) for name, output in outputs.items()))
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, finished.run_folder / "model.keras"],
-        cwd=finished.run_folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    expected = "[('age', (2, 85)), ('age_branch', (2, 5)), ('gender', (2, 2))]"
-    assert done.stdout.strip() == expected
 
 
 def test_a_batch_larger_than_the_set_is_cut_to_it(config):
@@ -205,10 +198,19 @@ def test_the_heads_learn_first_on_a_backbone_that_stands_still(heads_first, tiny
         )
 
     train.train(heads_first, on_epoch=keep)
-    (first, heads), (second, later), _ = kept
-    assert all(np.array_equal(a, b) for a, b in zip(first, start, strict=True))
-    assert not np.array_equal(first[0], second[0])
+    (_, heads), (second, later), (third, _) = kept
+    assert all(np.array_equal(a, b) for a, b in zip(second, start, strict=True))
     assert not np.array_equal(heads[0], later[0])
+    assert not np.array_equal(second[0], third[0])
+
+
+def test_each_phase_has_rates_of_its_own(heads_first, monkeypatch):
+    used = rates_used(monkeypatch)
+    train.train(heads_first, on_epoch=silent)
+    heads = learning_rates(5 * heads_first.learning_rate, 2 * 8)
+    everything = learning_rates(heads_first.learning_rate, 8)
+    expected = [float(heads(step)) for step in range(16)]
+    assert used == pytest.approx(expected + [float(everything(step)) for step in range(8)])
 
 
 def test_batch_norm_keeps_what_it_knows_once_the_backbone_learns(heads_first, tiny_networks):
@@ -224,21 +226,122 @@ def test_batch_norm_keeps_what_it_knows_once_the_backbone_learns(heads_first, ti
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_stopped_in_either_phase_it_ends_as_if_uninterrupted(heads_first, tmp_path, k):
+def test_stopped_in_and_after_the_first_phase_it_ends_as_if_uninterrupted(heads_first):
     train.train(heads_first, on_epoch=silent)
     expected = result_of(heads_first)
     shutil.rmtree(heads_first.run_folder)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(heads_first, on_epoch=on_call(k, silent))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.train(heads_first, on_epoch=on_call(1, silent))
     train.train(heads_first, on_epoch=silent)
     assert_same_result(heads_first, expected)
 
 
-def test_a_loss_that_is_no_number_in_the_first_phase_ends_the_run(heads_first, monkeypatch):
+def test_a_loss_that_is_no_number_in_the_first_phase_ends_the_run(heads_first):
     hasty = dataclasses.replace(heads_first, learning_rate=1e30)
     with pytest.raises(AgelibError, match=r"no longer a number after epoch 0"):
         train.train(hasty, on_epoch=silent)
+
+
+LOAD_WITHOUT_AGELIB = """
+import sys
+sys.modules["agelib"] = sys.modules["efficientnet"] = None
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+np.savez(sys.argv[3], **model.predict_on_batch(np.load(sys.argv[2])))
+"""
+
+
+@pytest.fixture
+def uncompiled():
+    """A large network's single step takes less time than to compile it."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:.*HDF5 file", "ignore:.*tf.data functions are still traced")
+def test_a_real_network_goes_through_both_phases_and_loads_without_agelib(sample_faces, tmp_path):
+    keras.utils.set_random_seed(5)
+    build_backbone("EfficientNetB0", 32).save(tmp_path / "b0.h5")
+    config = short_run(sample_faces, tmp_path, sample_faces.faces)
+    config = dataclasses.replace(
+        config,
+        weights=str(tmp_path / "b0.h5"),
+        image_size=32,
+        epochs=2,
+        head_epochs=1,
+        batch_size=1000,
+    )
+    train.train(config, on_epoch=silent)
+    path = config.run_folder / "model.keras"
+    images = np.random.default_rng(2).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_AGELIB, path, "images.npy", "found.npz"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        check=True,
+    )
+    found, expected = np.load(tmp_path / "found.npz"), load_model(path)[0].predict_on_batch(images)
+    for name in ("age", "age_branch", "gender"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+# Hardware
+
+
+def test_half_floats_stay_in_training(config, monkeypatch):
+    monkeypatch.setattr(train, "precision", lambda: "mixed_float16")
+    history = train.train(config, on_epoch=silent)
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    in_training, _ = load_model(checkpoint_path(config.run_folder))
+    assert in_training.get_layer("backbone").get_layer("conv").compute_dtype == "float16"
+    model, _ = load_model(config.run_folder / "model.keras")
+    assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    one, other = (network.predict_on_batch(images)["age"] for network in (model, in_training))
+    np.testing.assert_allclose(one, other, atol=5e-3)
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from agelib.backend import tf
+[cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from conftest import build_tiny_model
+from agelib import train
+from agelib.config import Config
+train.build_model = build_tiny_model
+train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+config = Config.from_profile("sample", data=Path(sys.argv[1]), epochs=3, run="tiny",
+    batch_size=32, learning_rate=0.002)
+def stop(history):
+    if len(history) == 2:
+        raise KeyboardInterrupt
+try:
+    train.train(config, on_epoch=stop)
+except KeyboardInterrupt:
+    train.train(config, on_epoch=lambda history: None)
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_work_and_go_on_together(config, uninterrupted):
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(tests.parent)}
+    command = [sys.executable, "-c", TWO_DEVICES, config.data, tests]
+    subprocess.run(command, env=environment, check=True)
+    history = train.read_history(config.run_folder)
+    alone = pd.read_csv(io.StringIO(uninterrupted[1]))
+    assert len(history) == EPOCHS
+    # BatchNorm sees half the batch, and random layers draw for each device.
+    np.testing.assert_allclose(history["loss"], alone["loss"], rtol=0.1)
 
 
 # Cut off and continued
@@ -468,6 +571,15 @@ def test_a_loss_that_is_no_number_keeps_the_epochs_before_it(config, monkeypatch
     assert not (config.run_folder / "model.keras").exists()
 
 
+def test_too_little_memory_is_one_sentence(config, monkeypatch):
+    def refuse_memory(self, *arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.Model, "fit", refuse_memory)
+    with pytest.raises(AgelibError, match=r"too little memory .* 32 faces .*--batch-size"):
+        train.train(config, on_epoch=silent)
+
+
 def test_a_missing_history_is_asked_for(tmp_path):
     with pytest.raises(AgelibError, match=r"history\.csv is missing: run the train step"):
         train.read_history(tmp_path)
@@ -477,11 +589,6 @@ def test_a_missing_history_is_asked_for(tmp_path):
 
 
 def test_each_step_has_its_own_rate(config, monkeypatch):
-    used, rates = [], learning_rates(config.learning_rate, EPOCHS * 8)
-
-    def note(self, batch, logs=None):
-        used.append(float(self.model.optimizer.learning_rate))
-
-    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", note)
+    used, rates = rates_used(monkeypatch), learning_rates(config.learning_rate, EPOCHS * 8)
     train.train(config, on_epoch=silent)
     assert used == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
