@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agelib import AgelibError, first_line
+from agelib.augment import build_augmentation
 from agelib.backbone import DROP_CONNECT_RATE, DROPOUT, build_backbone
 from agelib.backend import keras
 from agelib.files import atomic
@@ -52,7 +53,7 @@ def build_model(
     # Half floats would tell the levels of pixels apart too coarsely.
     with computing_in("float32"):
         if augment:
-            x = _augmentation()(x)
+            x = build_augmentation()(x)
         x = keras.layers.Rescaling(
             [1 / (255 * std) for std in _STD],
             [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
@@ -138,26 +139,6 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
             f"{path} is no model of agelib's ({first_line(error)}): name a model.keras, or delete "
             "it and train again."
         ) from error
-
-
-def _augmentation() -> keras.Sequential:
-    """Returns the layers that vary training images, and do nothing otherwise.
-
-    Old photos are grey, soft and differently lit; a network that takes these for age is wrong
-    elsewhere. And no two detectors cut a face in quite the same place.
-    """
-    moves = {"fill_mode": "nearest"}
-    layers = [
-        keras.layers.RandomFlip("horizontal", name="flip"),
-        keras.layers.RandomRotation(0.03, name="rotation", **moves),  # 11 degrees
-        keras.layers.RandomZoom(0.1, name="zoom", **moves),
-        keras.layers.RandomTranslation(0.05, 0.05, name="translation", **moves),
-        keras.layers.RandomGrayscale(0.1, name="grey"),
-        keras.layers.RandomBrightness(0.1, value_range=(0, 255), name="brightness"),
-        keras.layers.RandomContrast(0.2, value_range=(0, 255), name="contrast"),
-        keras.layers.RandomSharpness((0, 1), value_range=(0, 255), name="sharpness"),
-    ]
-    return keras.Sequential(layers, name="augmentation")
 
 
 def _backbone_of(model: keras.Model) -> keras.Model:

@@ -3,7 +3,6 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import equal_weights
-from skimage import data
 
 from agelib import AgelibError
 from agelib.backend import keras
@@ -96,26 +95,8 @@ def test_images_are_varied_in_training_only(model, images):
     eyes = part_of(model, "normalisation")
     untouched = np.asarray(eyes(images, training=False))
     np.testing.assert_allclose(untouched, (images / 255 - MEAN) / STD, atol=1e-4)
-    first, second = (np.asarray(eyes(images, training=True)) for _ in range(2))
-    for other in (untouched, second):
-        changes = np.abs(first - other).mean(axis=(1, 2, 3))
-        assert (changes > 1e-3).all()
-        assert changes.mean() > 0.1
-
-
-def test_a_varied_image_still_has_colours_of_0_to_255(model, images):
-    varied = np.asarray(part_of(model, "normalisation")(images, training=True)) * STD + MEAN
-    assert varied.min() >= -1e-4
-    assert varied.max() <= 1 + 1e-4
-
-
-def test_a_varied_portrait_still_shows_the_face(model):
-    crop = data.astronaut()[30:222:3, 130:322:3].astype(np.float32)
-    batch = np.repeat(crop[None], 64, axis=0)
-    varied = np.asarray(part_of(model, "normalisation")(batch, training=True)) * STD + MEAN
-    mean = varied.mean(axis=0)
-    mirrored_mean = (crop + crop[:, ::-1]) / 2 / 255
-    assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.9
+    varied = np.asarray(eyes(images, training=True))
+    assert (np.abs(varied - untouched).mean(axis=(1, 2, 3)) > 1e-3).all()
 
 
 def test_augmentation_can_be_left_out():
