@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from tqdm import tqdm
 
 from agelib import AgelibError, __version__
+from agelib.bootstrap import score_intervals
 from agelib.config import Config
 from agelib.faces import resize
 from agelib.files import read_json, sha256, write_json
@@ -38,22 +39,24 @@ def metrics(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compares a model's probabilities with the labels.
 
     Args:
-        faces: Anything with `age`, `age_branch` and `gender`, each of shape (n,).
+        faces: Anything with `age`, `age_branch`, `gender` and `person`, each of shape (n,).
         outputs: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
 
     Returns:
         JSON types: `n`, accuracy, balanced accuracy (mean recall of the classes that occur),
         recall (None for a class that does not occur) and confusion (rows are true) of both heads,
-        `age_mae` in years, and what always answering the commonest class would score.
+        `age_mae` in years, what always answering the commonest class would score, and under
+        `intervals` the 95 % intervals of `agelib.bootstrap`.
     """
-    scores: dict[str, Any] = {"n": len(faces.age)}
-    for head, true, names in [
-        ("age_branch", faces.age_branch, BRANCH_NAMES),
-        ("gender", faces.gender, GENDERS),
-    ]:
-        scores |= _classification(head, true, outputs[head].argmax(axis=1), len(names))
-    errors = np.abs(mean_age(outputs["age"]) - faces.age)
-    return scores | {"age_mae": float(errors.mean())}
+    heads = {
+        "age_branch": (faces.age_branch, outputs["age_branch"].argmax(axis=1), len(BRANCH_NAMES)),
+        "gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS)),
+    }
+    years_off = np.abs(mean_age(outputs["age"]) - faces.age)
+    scores: dict[str, Any] = {"n": len(faces.age), "age_mae": float(years_off.mean())}
+    for head, codes in heads.items():
+        scores |= _classification(head, *codes)
+    return scores | {"intervals": score_intervals(faces.person, years_off, heads)}
 
 
 def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def _report(scores: dict, manifest: dict, model_path: Path) -> dict[str, Any]:
 
 
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns the scores as a table: a row for each figure, a column for each split."""
+    """Returns a row for each score, with its 95 % interval, and a column for each split."""
     found = report.get("splits") or {"test": report}
     splits = {split: found[split] for split in ("train", "val", "test") if split in found}
     rows = {
@@ -216,10 +219,7 @@ def results_table(report: dict[str, Any]) -> pd.DataFrame:
     }
     table = pd.DataFrame(
         {
-            split: [
-                f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
-                for key, scale in rows.values()
-            ]
+            split: [_figure(scores, key, scale) for key, scale in rows.values()]
             for split, scores in splits.items()
         },
         index=list(rows),
@@ -228,12 +228,23 @@ def results_table(report: dict[str, Any]) -> pd.DataFrame:
     return table
 
 
+def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
+    text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
+    if key not in scores["intervals"]:
+        return text
+    low, high = (scale * end for end in scores["intervals"][key])
+    return f"{text} ({low:.1f}-{high:.1f})"
+
+
 def recall_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns how many test faces each class has, and the share that is recognised."""
     rows = []
     for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
         counts = np.sum(report[f"{head}_confusion"], axis=1)
-        for name, n, recall in zip(names, counts, report[f"{head}_recall"], strict=True):
+        recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
+        for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
             share = "-" if recall is None else f"{100 * recall:.1f} %"
+            if ends:
+                share += f" ({100 * ends[0]:.1f}-{100 * ends[1]:.1f})"
             rows.append({"class": name, "faces": int(n), "recall": share})
     return pd.DataFrame(rows).set_index("class")

@@ -182,6 +182,11 @@ class FaceSet:
         return self.index["gender"].astype(np.int64)
 
     @property
+    def person(self) -> np.ndarray:
+        """Whose face it is, uint64 hashes of shape (n,)."""
+        return self.index["person"]
+
+    @property
     def paths(self) -> list[str]:
         """Where each face comes from, relative to its data set's folder."""
         return [os.fsdecode(path) for path in self.index["path"]]

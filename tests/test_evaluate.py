@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,12 @@ REQUIRED = {
 
 def truth(ages, genders):
     ages = np.array(ages)
-    return SimpleNamespace(age=ages, age_branch=age_branch(ages), gender=np.array(genders))
+    return SimpleNamespace(
+        age=ages,
+        age_branch=age_branch(ages),
+        gender=np.array(genders),
+        person=np.arange(len(ages)),
+    )
 
 
 def sure(ages, genders):
@@ -101,6 +107,21 @@ def test_metrics_of_a_case_counted_by_hand():
     assert scores["gender_recall"] == [pytest.approx(2 / 3), 1.0]
     assert scores["gender_balanced_accuracy"] == pytest.approx(5 / 6)
     assert scores["gender_confusion"] == [[2, 1], [0, 3]]
+
+
+def test_every_interval_lies_around_its_score():
+    rng = np.random.default_rng(4)
+    true, genders = rng.integers(1, 86, 500), rng.integers(0, 2, 500)
+    guesses = (true + rng.integers(-20, 21, 500)).clip(1, 85)
+    scores = metrics(truth(true, genders), sure(guesses, np.where(true % 7, genders, 0)))
+    intervals = scores["intervals"]
+    for key in ("age_mae", "age_branch_accuracy", "gender_balanced_accuracy"):
+        low, high = intervals[key]
+        assert low < scores[key] < high
+    for head in ("age_branch", "gender"):
+        ends = intervals[f"{head}_recall"]
+        for recall, (low, high) in zip(scores[f"{head}_recall"], ends, strict=True):
+            assert low <= recall <= high
 
 
 def test_the_commonest_class_says_what_no_model_at_all_would_score():
@@ -293,8 +314,11 @@ def test_the_results_table_has_a_column_for_each_split(run):
     assert table.columns.tolist() == ["train", "val", "test"]
     assert results_table(evaluate_run(run)).equals(table)  # read from evaluation.json
     accuracy = table.loc["AGE accuracy (5 branches)", "val"]
-    assert accuracy == f"{100 * report['splits']['val']['age_branch_accuracy']:.1f} %"
-    assert table.loc["AGE mean absolute error, years", "test"] == f"{report['age_mae']:.1f}"
+    val = report["splits"]["val"]
+    low, high = (100 * end for end in val["intervals"]["age_branch_accuracy"])
+    assert accuracy == f"{100 * val['age_branch_accuracy']:.1f} % ({low:.1f}-{high:.1f})"
+    mae = table.loc["AGE mean absolute error, years", "test"]
+    assert mae.startswith(f"{report['age_mae']:.1f} (")
     assert table.loc["faces", "test"] == str(N_UTKFACE)
 
 
@@ -302,9 +326,9 @@ def test_a_report_without_splits_has_one_column():
     scores = metrics(truth([5, 30, 30], [0, 1, 1]), sure([5, 30, 60], [0, 1, 1]))
     table = results_table(scores)
     assert table.columns.tolist() == ["test"]
-    assert table.loc["AGE accuracy (5 branches)", "test"] == "66.7 %"
-    assert table.loc["AGE balanced accuracy", "test"] == "75.0 %"
-    assert table.loc["GENDER accuracy", "test"] == "100.0 %"
+    assert table.loc["AGE accuracy (5 branches)", "test"] == "66.7 % (0.0-100.0)"
+    assert table.loc["AGE balanced accuracy", "test"].startswith("75.0 % (")
+    assert table.loc["GENDER accuracy", "test"] == "100.0 % (100.0-100.0)"
     assert table.loc["GENDER, always the commonest", "test"] == "66.7 %"
 
 
@@ -314,3 +338,13 @@ def test_the_recall_table_counts_true_faces_and_marks_missing_classes():
     assert table.index.tolist() == ["1-13", "14-23", "24-39", "40-55", "56-85", "Male", "Female"]
     assert table["faces"].tolist() == [1, 0, 2, 0, 0, 1, 2]
     assert table["recall"].tolist() == ["100.0 %", "-", "50.0 %", "-", "-", "100.0 %", "50.0 %"]
+
+
+def test_the_recall_table_has_intervals():
+    scores = metrics(
+        truth([30] * 50 + [60] * 50, [0, 1] * 50), sure([30] * 75 + [60] * 25, [0] * 100)
+    )
+    table = recall_table(scores)
+    assert table["recall"]["24-39"] == "100.0 % (100.0-100.0)"
+    assert re.fullmatch(r"50.0 % \(3\d.\d-6\d.\d\)", table["recall"]["56-85"])
+    assert table["recall"]["1-13"] == "-"

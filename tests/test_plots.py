@@ -33,7 +33,10 @@ def estimate_at(left, top, side=80, age=33):
 
 def report():
     ages = np.array([5, 20, 30, 30, 60])
-    faces = SimpleNamespace(age=ages, age_branch=age_branch(ages), gender=np.array([0, 1, 0, 1, 1]))
+    genders = np.array([0, 1, 0, 1, 1])
+    faces = SimpleNamespace(
+        age=ages, age_branch=age_branch(ages), gender=genders, person=np.arange(len(ages))
+    )
     said = np.array([5, 30, 30, 30, 45])
     return metrics(
         faces,

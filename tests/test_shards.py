@@ -72,14 +72,14 @@ def test_labels_come_back_in_order(make):
     assert faces.age_branch.tolist() == [0, 4, 2]
     assert faces.gender.tolist() == [0, 1, 1]
     assert faces.index["race"].tolist() == [4, -1, 0]
-    assert faces.index["person"].tolist() == [person_hash(name) for name in "abc"]
+    assert faces.person.tolist() == [person_hash(name) for name in "abc"]
     assert {faces.age.dtype, faces.age_branch.dtype, faces.gender.dtype} == {np.dtype(np.int64)}
 
 
 def test_a_person_hash_keeps_all_its_64_bits(make):
     largest = row("a.jpg") | {"person": 2**64 - 1}
     faces = shards.FaceSet([make({"val-00000": [(face(0), largest)]})], "val")
-    assert int(faces.index["person"][0]) == 2**64 - 1
+    assert int(faces.person[0]) == 2**64 - 1
 
 
 def test_paths_keep_every_character(make):
