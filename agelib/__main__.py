@@ -120,8 +120,9 @@ def _train(config: Config, options: dict[str, Any]) -> None:
 
 def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.evaluate import evaluate_folder, recall_table, results_table
+    from agelib.evaluate import evaluate_folder
     from agelib.model import load_model
+    from agelib.report import recall_table, results_table
 
     if options["images"] or options["model"]:
         path = options["model"] or steps.pull_model(config)

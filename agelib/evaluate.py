@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from tqdm import tqdm
 
@@ -129,12 +128,9 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     # Imported here: it loads TensorFlow, which the metrics do without.
     from agelib.model import load_model
 
-    train_folders = [config.faces / name for name in config.train_sources]
-    test_folder = config.faces / config.test_source
     model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
-    folders = (*train_folders, test_folder)
-    crops = {folder.name: read_manifest(folder)["crop"] for folder in folders}
-    manifests = {folder.name: sha256(folder / MANIFEST) for folder in folders}
+    crops = {name: read_manifest(config.faces / name)["crop"] for name in config.sources}
+    manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
     done = read_json(path) if path.exists() and model_path.exists() else {}
     same = done.get("agelib") == __version__ and done["manifests"] == manifests
     if same and done["model"]["sha256"] == sha256(model_path):
@@ -146,18 +142,29 @@ def evaluate_run(config: Config) -> dict[str, Any]:
                 f"{config.faces / name} holds crops of {crop}, but {model_path} was made for "
                 f"{note['crop']}: clean again with those settings."
             )
-    splits = {}
-    for split, folders in [
-        ("train", train_folders),
-        ("val", train_folders),
-        ("test", [test_folder]),
-    ]:
-        faces = FaceSet(folders, split)
-        splits[split] = metrics(faces, estimate(model, faces))
-    report = _report(splits["test"], read_manifest(test_folder), model_path)
+    splits = evaluate_splits(model, config)
+    report = _report(splits["test"], read_manifest(config.faces / config.test_source), model_path)
     report |= {"splits": splits, "manifests": manifests, "agelib": __version__}
     write_json(path, report)
     return report
+
+
+def evaluate_splits(model: "keras.Model", config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of "train", "val" and "test" faces.
+
+    Args:
+        model: Of the faces' crop settings.
+        config: Says where the faces are.
+
+    Raises:
+        AgelibError: If there are no faces.
+    """
+    train, test = config.train_sources, (config.test_source,)
+    splits = {}
+    for split, names in (("train", train), ("val", train), ("test", test)):
+        faces = FaceSet([config.faces / name for name in names], split)
+        splits[split] = metrics(faces, estimate(model, faces))
+    return splits
 
 
 def evaluate_folder(
@@ -202,49 +209,3 @@ def _report(scores: dict, manifest: dict, model_path: Path) -> dict[str, Any]:
         "model": {"file": model_path.name, "sha256": sha256(model_path)},
         "crop": manifest["crop"],
     }
-
-
-def results_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns a row for each score, with its 95 % interval, and a column for each split."""
-    found = report.get("splits") or {"test": report}
-    splits = {split: found[split] for split in ("train", "val", "test") if split in found}
-    rows = {
-        "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
-        "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
-        "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
-        "AGE mean absolute error, years": ("age_mae", 1),
-        "GENDER accuracy": ("gender_accuracy", 100),
-        "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
-        "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
-    }
-    table = pd.DataFrame(
-        {
-            split: [_figure(scores, key, scale) for key, scale in rows.values()]
-            for split, scores in splits.items()
-        },
-        index=list(rows),
-    )
-    table.loc["faces"] = [f"{scores['n']:,}" for scores in splits.values()]
-    return table
-
-
-def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
-    text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
-    if key not in scores["intervals"]:
-        return text
-    low, high = (scale * end for end in scores["intervals"][key])
-    return f"{text} ({low:.1f}-{high:.1f})"
-
-
-def recall_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns how many test faces each class has, and the share that is recognised."""
-    rows = []
-    for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
-        counts = np.sum(report[f"{head}_confusion"], axis=1)
-        recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
-        for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
-            share = "-" if recall is None else f"{100 * recall:.1f} %"
-            if ends:
-                share += f" ({100 * ends[0]:.1f}-{100 * ends[1]:.1f})"
-            rows.append({"class": name, "faces": int(n), "recall": share})
-    return pd.DataFrame(rows).set_index("class")

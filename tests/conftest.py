@@ -3,12 +3,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from agelib import download, sample
 from agelib.config import Config
+from agelib.labels import age_branch
 
 _DATA = pytest.StashKey[str]()
 
@@ -124,3 +126,24 @@ def trained(sample_faces, tmp_path_factory):
         steps.train(config)
     steps.evaluate(config)
     return config
+
+
+def truth(ages, genders):
+    """Returns the labels of so many faces, each of a person of its own."""
+    ages = np.array(ages)
+    return SimpleNamespace(
+        age=ages,
+        age_branch=age_branch(ages),
+        gender=np.array(genders),
+        person=np.arange(len(ages)),
+    )
+
+
+def sure(ages, genders):
+    """Returns the probabilities of a model that doubts nothing."""
+    ages = np.array(ages)
+    return {
+        "age": np.eye(85)[ages - 1],
+        "age_branch": np.eye(5)[age_branch(ages)],
+        "gender": np.eye(2)[genders],
+    }

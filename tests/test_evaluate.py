@@ -1,14 +1,13 @@
 import dataclasses
 import json
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import sure, truth
 
 from agelib import AgelibError, evaluate
 from agelib.backend import keras
@@ -20,10 +19,7 @@ from agelib.evaluate import (
     mean_age,
     metrics,
     probabilities,
-    recall_table,
-    results_table,
 )
-from agelib.labels import age_branch
 from agelib.model import save_model
 from agelib.sample import N_UTKFACE
 from agelib.shards import FaceSet, read_manifest
@@ -42,26 +38,6 @@ REQUIRED = {
     "crop",
     "dataset",
 }
-
-
-def truth(ages, genders):
-    ages = np.array(ages)
-    return SimpleNamespace(
-        age=ages,
-        age_branch=age_branch(ages),
-        gender=np.array(genders),
-        person=np.arange(len(ages)),
-    )
-
-
-def sure(ages, genders):
-    """Returns the probabilities of a model that doubts nothing."""
-    ages = np.array(ages)
-    return {
-        "age": np.eye(85)[ages - 1],
-        "age_branch": np.eye(5)[age_branch(ages)],
-        "gender": np.eye(2)[genders],
-    }
 
 
 @pytest.fixture
@@ -303,48 +279,3 @@ def test_a_folder_without_a_face_is_refused_by_its_own_name(run, model, folder, 
     shutil.copy(folder / "30_1_0_20170116174525126.jpg.chip.jpg", images)
     with pytest.raises(AgelibError, match=r"landscapes.*no.*face"):
         evaluate_folder(images, model, run.run_folder / "model.keras", run)
-
-
-# Tables
-
-
-def test_the_results_table_has_a_column_for_each_split(run):
-    report = evaluate_run(run)
-    table = results_table(report)
-    assert table.columns.tolist() == ["train", "val", "test"]
-    assert results_table(evaluate_run(run)).equals(table)  # read from evaluation.json
-    accuracy = table.loc["AGE accuracy (5 branches)", "val"]
-    val = report["splits"]["val"]
-    low, high = (100 * end for end in val["intervals"]["age_branch_accuracy"])
-    assert accuracy == f"{100 * val['age_branch_accuracy']:.1f} % ({low:.1f}-{high:.1f})"
-    mae = table.loc["AGE mean absolute error, years", "test"]
-    assert mae.startswith(f"{report['age_mae']:.1f} (")
-    assert table.loc["faces", "test"] == str(N_UTKFACE)
-
-
-def test_a_report_without_splits_has_one_column():
-    scores = metrics(truth([5, 30, 30], [0, 1, 1]), sure([5, 30, 60], [0, 1, 1]))
-    table = results_table(scores)
-    assert table.columns.tolist() == ["test"]
-    assert table.loc["AGE accuracy (5 branches)", "test"] == "66.7 % (0.0-100.0)"
-    assert table.loc["AGE balanced accuracy", "test"].startswith("75.0 % (")
-    assert table.loc["GENDER accuracy", "test"] == "100.0 % (100.0-100.0)"
-    assert table.loc["GENDER, always the commonest", "test"] == "66.7 %"
-
-
-def test_the_recall_table_counts_true_faces_and_marks_missing_classes():
-    scores = metrics(truth([5, 30, 30], [0, 1, 1]), sure([5, 30, 60], [0, 0, 1]))
-    table = recall_table(scores)
-    assert table.index.tolist() == ["1-13", "14-23", "24-39", "40-55", "56-85", "Male", "Female"]
-    assert table["faces"].tolist() == [1, 0, 2, 0, 0, 1, 2]
-    assert table["recall"].tolist() == ["100.0 %", "-", "50.0 %", "-", "-", "100.0 %", "50.0 %"]
-
-
-def test_the_recall_table_has_intervals():
-    scores = metrics(
-        truth([30] * 50 + [60] * 50, [0, 1] * 50), sure([30] * 75 + [60] * 25, [0] * 100)
-    )
-    table = recall_table(scores)
-    assert table["recall"]["24-39"] == "100.0 % (100.0-100.0)"
-    assert re.fullmatch(r"50.0 % \(3\d.\d-6\d.\d\)", table["recall"]["56-85"])
-    assert table["recall"]["1-13"] == "-"
