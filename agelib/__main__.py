@@ -19,14 +19,22 @@ _STEPS = {
     "train": "shards to a model",
     "evaluate": "model and test faces to a results table",
     "predict": "photos to ages and genders",
-    "run": "all of these in order; what is done is skipped",
+    "ship": "a run's model to agelib/pretrained, for all who name none",
+    "run": "the first six in order; what is done is skipped",
 }
+
+_NAMES_A_RUN = ("profile", "run", "data")
+_MODEL_HELP = (
+    "a model.keras; default: the run's where --profile, --run or --data names one, else the one "
+    "that comes with agelib"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 1."""
     options = vars(_parser().parse_args(arguments))
-    settings = {field.name: options.get(field.name) for field in dataclasses.fields(Config)}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
     try:
         config = Config.from_profile(**settings)
         _COMMANDS[options["command"]](config, options)
@@ -48,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_setting(command, field)
         if name in ("evaluate", "predict"):
             command.add_argument("--json", action="store_true", help="print JSON and nothing else")
-            command.add_argument("--model", type=Path, help="a model.keras; default: the run's")
+            command.add_argument("--model", type=Path, help=_MODEL_HELP)
     clean, evaluate, predict = (commands.choices[name] for name in ("clean", "evaluate", "predict"))
     clean.add_argument(
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
@@ -64,7 +72,7 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
     name, text = field.name, field.metadata["help"]
     flag = f"--{name.replace('_', '-')}"
     if name == "profile":
-        command.add_argument(flag, choices=PROFILES, default="sample", help=text)
+        command.add_argument(flag, choices=PROFILES, help=text)
     elif name == "train_sources":
         command.add_argument(flag, nargs="+", help=text)
     elif name == "data":
@@ -125,7 +133,7 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib.report import recall_table, results_table
 
     if options["images"] or options["model"]:
-        path = options["model"] or steps.pull_model(config)
+        path = _model_path(config, options)
         model, note = load_model(path)
         config = dataclasses.replace(config, **note["crop"], image_size=None)
         if not options["images"]:
@@ -141,8 +149,18 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
     print(f"\nleft out of {report['dataset']}: {rejected or 'nothing'}")
 
 
-def _predict(config: Config, options: dict[str, Any]) -> None:
+def _model_path(config: Config, options: dict[str, Any]) -> Path:
     from agelib import steps
+    from agelib.model import PRETRAINED
+
+    if options["model"]:
+        return options["model"]
+    if any(options.get(name) for name in _NAMES_A_RUN):
+        return steps.pull_model(config)
+    return PRETRAINED
+
+
+def _predict(config: Config, options: dict[str, Any]) -> None:
     from agelib.faces import Rejected, read_image
     from agelib.plots import annotate
     from agelib.predict import Estimator, find_photos, name_pictures
@@ -150,7 +168,7 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     if options["output"] and options["output"].is_file():
         raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
     photos = find_photos(options["photos"])
-    model = options["model"] or steps.pull_model(config)
+    model = _model_path(config, options)
     estimator = Estimator(model)
     results: list[dict[str, Any]] = []
     for photo, name in zip(photos, name_pictures(photos), strict=True):
@@ -192,12 +210,23 @@ def _print_faces(result: dict[str, Any]) -> None:
         print(f"  drawn in {result['picture']}")
 
 
+def _ship(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.model import PRETRAINED
+    from agelib.ship import ship
+
+    steps.pull_model(config)
+    card = ship(config)
+    print(f"{PRETRAINED}: {card['bytes'] / 1e6:.1f} MB")
+
+
 def _run(config: Config, options: dict[str, Any]) -> None:
     for step in (_download, _clean, _upload, _train):
         step(config, options)
     _evaluate(config, {"images": None, "model": None, "json": False})
     photo = _astronaut(config)
-    _predict(config, {"photos": [photo], "model": None, "json": False, "output": photo.parent})
+    model = config.run_folder / "model.keras"
+    _predict(config, {"photos": [photo], "model": model, "json": False, "output": photo.parent})
 
 
 def _astronaut(config: Config) -> Path:
@@ -218,6 +247,7 @@ _COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "ship": _ship,
     "run": _run,
 }
 

@@ -18,6 +18,8 @@ from agelib.files import atomic
 from agelib.hardware import computing_in
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
+PRETRAINED = Path(__file__).parent / "pretrained" / "model.keras"
+
 # What the ImageNet weights were trained with, on pixels of 0 to 1.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)

@@ -13,7 +13,7 @@ from agelib.detector import FaceDetector
 from agelib.evaluate import mean_age, probabilities
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, read_image, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model import load_model
+from agelib.model import PRETRAINED, load_model
 
 # Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
 _CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
@@ -68,12 +68,13 @@ class Estimator:
 
     Args:
         model_path: A model.keras; it holds all that prediction needs, the crop settings too.
+            By default the one that comes with the package.
 
     Raises:
         AgelibError: If the file is missing or no such model.
     """
 
-    def __init__(self, model_path: Path):
+    def __init__(self, model_path: Path = PRETRAINED):
         self.model, note = load_model(model_path)
         self._crop = note["crop"]
         self._detector = FaceDetector()

@@ -13,8 +13,10 @@ from skimage import data
 
 import agelib
 from agelib import __main__ as command_line
+from agelib import model
 from agelib.__main__ import main
 from agelib.config import PROFILES, Config
+from agelib.files import sha256
 
 ROOT = Path(agelib.__file__).parents[1]
 
@@ -387,6 +389,18 @@ def test_predict_takes_any_model(trained, album, tmp_path, capsys):
     photo = str(album / "b-astronaut.png")
     assert main(["predict", "--json", "--model", model, "--data", str(tmp_path), photo]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["faces"]) == 1
+
+
+def test_where_no_run_is_named_the_model_that_comes_with_agelib_answers(
+    trained, sample_config, album, monkeypatch, capsys
+):
+    shipped = trained.run_folder / "model.keras"
+    monkeypatch.setattr(model, "PRETRAINED", shipped)
+    assert main(["predict", str(album / "b-astronaut.png")]) == 0
+    assert f"model: {shipped}" in capsys.readouterr().out
+    folder = sample_config.raw / "UTKFace"
+    assert main(["evaluate", "--json", "--images", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["sha256"] == sha256(shipped)
 
 
 @pytest.mark.parametrize("model", ["missing.keras", "text.keras"])
