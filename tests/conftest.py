@@ -147,3 +147,11 @@ def sure(ages, genders):
         "age_branch": np.eye(5)[age_branch(ages)],
         "gender": np.eye(2)[genders],
     }
+
+
+def one_line(text):
+    """Returns what a command said, once sure that it is one line and no traceback."""
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text.strip()

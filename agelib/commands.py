@@ -1,0 +1,179 @@
+"""What each command does: a step of `agelib.steps`, and what it says to a terminal."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError
+from agelib.config import Config
+
+NAMES_A_RUN = ("profile", "run", "data")
+
+
+def _download(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.archives import ARCHIVES
+
+    for name in config.sources:
+        licence = "free" if config.profile == "sample" else ARCHIVES[name].licence
+        print(f"{name}: {steps.download(name, config)} ({licence})")
+
+
+def _clean(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    for name in config.sources:
+        damaged = steps.verify(name, config) if options.get("verify") else None
+        counts = steps.clean(name, config)["counts"]
+        if damaged is not None:
+            print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}")
+        order = sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1]))
+        print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in order))
+
+
+def _upload(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    for name in config.sources:
+        copied = steps.upload(name, config)
+        print(
+            f"{name}: {len(copied)} files copied to {config.drive / 'faces' / name}, all verified"
+        )
+
+
+def _train(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+
+    last = steps.train(config).iloc[-1]
+    print(
+        f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
+        f"age branch {last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
+    )
+
+
+def _evaluate(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.evaluate import evaluate_folder
+    from agelib.model import load_model
+    from agelib.report import recall_table, results_table
+
+    if options["images"] or options["model"]:
+        path = _model_path(config, options)
+        model, note = load_model(path)
+        config = dataclasses.replace(config, **note["crop"], image_size=None)
+        if not options["images"]:
+            raise AgelibError("--model needs --images, a folder of images named as in UTKFace.")
+        report = evaluate_folder(options["images"], model, path, config)
+    else:
+        report = steps.evaluate(config)
+    if options["json"]:
+        print(json.dumps(report, indent=1))
+        return
+    print(results_table(report).to_string(), recall_table(report).to_string(), sep="\n\n")
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
+    print(f"\nleft out of {report['dataset']}: {rejected or 'nothing'}")
+
+
+def _model_path(config: Config, options: dict[str, Any]) -> Path:
+    from agelib import steps
+    from agelib.model import PRETRAINED
+
+    if options["model"]:
+        return options["model"]
+    if any(options.get(name) for name in NAMES_A_RUN):
+        return steps.pull_model(config)
+    return PRETRAINED
+
+
+def _predict(config: Config, options: dict[str, Any]) -> None:
+    from agelib.faces import Rejected, read_image
+    from agelib.plots import annotate
+    from agelib.predict import Estimator, find_photos, name_pictures
+
+    if options["output"] and options["output"].is_file():
+        raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
+    photos = find_photos(options["photos"])
+    model = _model_path(config, options)
+    estimator = Estimator(model)
+    results: list[dict[str, Any]] = []
+    for photo, name in zip(photos, name_pictures(photos), strict=True):
+        try:
+            image = read_image(photo)
+        except Rejected as error:
+            results.append({"photo": str(photo), "error": str(error), "faces": []})
+            continue
+        estimates = estimator.predict(image)
+        result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
+        if options["output"]:
+            options["output"].mkdir(parents=True, exist_ok=True)
+            target = options["output"] / name
+            annotate(image, estimates).savefig(target)
+            result["picture"] = str(target)
+        results.append(result)
+    if options["json"]:
+        print(json.dumps(results, indent=1))
+    else:
+        print(f"model: {model}")
+        for result in results:
+            _print_faces(result)
+    if all("error" in result for result in results):
+        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
+
+
+def _print_faces(result: dict[str, Any]) -> None:
+    if "error" in result:
+        print(result["error"])
+        return
+    print(f"{result['photo']}: {len(result['faces']) or 'no'} face(s)")
+    for face in result["faces"]:
+        share = face["gender_probabilities"][face["gender"]]
+        print(
+            f"  {face['gender']} ({share:.0%}), {face['age']:.0f} years, branch "
+            f"{face['age_branch']}, at {face['box']}"
+        )
+    if "picture" in result:
+        print(f"  drawn in {result['picture']}")
+
+
+def _ship(config: Config, options: dict[str, Any]) -> None:
+    from agelib import steps
+    from agelib.model import PRETRAINED
+    from agelib.ship import ship
+
+    steps.pull_model(config)
+    card = ship(config)
+    print(f"{PRETRAINED}: {card['bytes'] / 1e6:.1f} MB")
+
+
+def _run(config: Config, options: dict[str, Any]) -> None:
+    for step in (_download, _clean, _upload, _train):
+        step(config, options)
+    _evaluate(config, {"images": None, "model": None, "json": False})
+    photo = _astronaut(config)
+    model = config.run_folder / "model.keras"
+    _predict(config, {"photos": [photo], "model": model, "json": False, "output": photo.parent})
+
+
+def _astronaut(config: Config) -> Path:
+    """Returns a public-domain portrait to try the model on, as a file."""
+    from PIL import Image
+    from skimage import data
+
+    path = config.run_folder / "figures" / "astronaut.png"
+    if not path.exists():
+        Image.fromarray(data.astronaut()).save(path)
+    return path
+
+
+COMMANDS: dict[str, Callable[[Config, dict[str, Any]], None]] = {
+    "download": _download,
+    "clean": _clean,
+    "upload": _upload,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "ship": _ship,
+    "run": _run,
+}
