@@ -22,10 +22,11 @@ _STEPS = {
     "run": "the first six in order; what is done is skipped",
 }
 
-_MODEL_HELP = (
-    "a model.keras; default: the run's where --profile, --run or --data names one, else the one "
-    "that comes with agelib"
-)
+_MODEL_HELP = {
+    "evaluate": "a model.keras to test on --images; default as for predict",
+    "predict": "a model.keras; default: the run's if --profile, --run or --data is given, else the "
+    "one that comes with agelib",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         for field in dataclasses.fields(Config):
             _add_setting(command, field)
-        if name in ("evaluate", "predict"):
+        if name in _MODEL_HELP:
             command.add_argument("--json", action="store_true", help="print JSON and nothing else")
-            command.add_argument("--model", type=Path, help=_MODEL_HELP)
+            command.add_argument("--model", type=Path, help=_MODEL_HELP[name])
     clean, evaluate, predict = (commands.choices[name] for name in ("clean", "evaluate", "predict"))
     clean.add_argument(
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"

@@ -32,35 +32,34 @@ class RandomAffine(keras.layers.Layer):
     Args:
         degrees: The widest turn to either side.
         scale: The largest change of size; 0.1 is from 0.9 to 1.1.
-        translate: The widest move along either side, as a share of that side.
+        translate: The widest move along either side, as a share of that side, before the rest.
         **kwargs: As for every Keras layer.
     """
 
     def __init__(self, degrees: float, scale: float, translate: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.degrees, self.scale, self.translate = degrees, scale, translate
-        self.supports_jit = False  # TensorFlow's transform has no XLA form
         self._generator = keras.random.SeedGenerator()
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Varies float images of shape (batch, height, width, channels)."""
         if not training:
             return images
-        batch, height, width = keras.ops.shape(images)[:3]
+        batch = keras.ops.shape(images)[0]
+        height, width = images.shape[1:3]
 
         def draw(most: float) -> tf.Tensor:
-            return keras.random.uniform((batch,), -most, most, seed=self._generator)
+            return keras.random.uniform((batch, 1, 1), -most, most, seed=self._generator)
 
         angle = draw(math.radians(self.degrees))
         zoom = 1 + draw(self.scale)
         cos, sin = keras.ops.cos(angle) / zoom, keras.ops.sin(angle) / zoom
-        x, y = (width - 1) / 2, (height - 1) / 2
-        # Each pixel of the result names the point of the image that it shows.
-        to_x = x - cos * x + sin * y + width * draw(self.translate)
-        to_y = y - sin * x - cos * y + height * draw(self.translate)
-        none = keras.ops.zeros((batch,))
-        transform = keras.ops.stack([cos, -sin, to_x, sin, cos, to_y, none, none], axis=1)
-        return keras.ops.image.affine_transform(images, transform, fill_mode="nearest")
+        # Each pixel of the result looks up the point of the image that it shows.
+        x = tf.range(width, dtype=images.dtype) - (width - 1) / 2 - width * draw(self.translate)
+        y = tf.range(height, dtype=images.dtype) - (height - 1) / 2
+        y = y[:, None] - height * draw(self.translate)
+        middle = (width - 1) / 2, (height - 1) / 2
+        return _look_up(images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1])
 
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras needs to make the layer again."""
@@ -69,3 +68,27 @@ class RandomAffine(keras.layers.Layer):
             "scale": self.scale,
             "translate": self.translate,
         }
+
+
+def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns the images' colours at points (batch, height, width), beyond an edge those of it.
+
+    TensorFlow has an operation for this, but no TPU can run it.
+    """
+    height, width, channels = images.shape[1:]
+    x, y = keras.ops.clip(x, 0, width - 1), keras.ops.clip(y, 0, height - 1)
+    left, top = keras.ops.floor(x), keras.ops.floor(y)
+    to_right, down = (x - left)[..., None], (y - top)[..., None]
+    left, top = keras.ops.cast(left, "int32"), keras.ops.cast(top, "int32")
+    right, bottom = keras.ops.minimum(left + 1, width - 1), keras.ops.minimum(top + 1, height - 1)
+    pixels = keras.ops.reshape(images, (-1, height * width, channels))
+
+    def row(y: tf.Tensor) -> tf.Tensor:
+        ends = (tf.gather(pixels, y * width + x, batch_dims=1) for x in (left, right))
+        return _between(*ends, to_right)
+
+    return _between(row(top), row(bottom), down)
+
+
+def _between(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    return one + (other - one) * share

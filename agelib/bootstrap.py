@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+RESAMPLES = 1000
+FEWEST_PEOPLE = 10
 
 
 def score_intervals(
     person: np.ndarray,
     years_off: np.ndarray,
     heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Returns 95 % intervals of all scores, from test sets drawn anew out of the same people.
 
@@ -23,12 +23,12 @@ def score_intervals(
         person: Whose face it is; of shape (n,).
         years_off: Absolute errors of the age; of shape (n,).
         heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
-        resamples: How many test sets are drawn.
-        seed: Of the draws.
 
     Returns:
         Name -> [low, high], under the names of `agelib.evaluate.metrics`; recalls have one pair a
-        class, None for one that a drawn set may be without.
+        class. None stands for what drawing tells nothing of: a score that is the same in every
+        drawn set, the recall of a class of fewer than ten people, and a balanced accuracy that
+        such a recall is part of.
     """
     columns = {"faces": np.ones(len(person)), "age_mae": years_off}
     for head, (true, said, count) in heads.items():
@@ -36,38 +36,40 @@ def score_intervals(
         for code in range(count):
             columns[f"{head}_{code}"] = true == code
             columns[f"{head}_{code}_right"] = (true == code) & (said == code)
-    drawn = dict(zip(columns, _sums(person, columns, resamples, seed), strict=True))
+    drawn = dict(zip(columns, _sums(person, columns), strict=True))
     intervals: dict[str, Any] = {"age_mae": _ends(drawn["age_mae"] / drawn["faces"])}
-    for head, (_, _, count) in heads.items():
+    for head, (true, _, count) in heads.items():
+        people = [len(np.unique(person[true == code])) for code in range(count)]
+        recalls = {
+            code: drawn[f"{head}_{code}_right"] / np.maximum(1, drawn[f"{head}_{code}"])
+            for code in range(count)
+            if people[code] >= FEWEST_PEOPLE
+        }
+        balanced = np.mean(list(recalls.values()), axis=0) if recalls else np.zeros(1)
         intervals[f"{head}_accuracy"] = _ends(drawn[f"{head}_accuracy"] / drawn["faces"])
-        recalls = []
-        for code in range(count):
-            there = drawn[f"{head}_{code}"]
-            missing = np.full(resamples, np.nan)
-            recalls.append(
-                np.divide(drawn[f"{head}_{code}_right"], there, missing, where=there > 0)
-            )
-        intervals[f"{head}_balanced_accuracy"] = _ends(np.nanmean(recalls, axis=0))
+        intervals[f"{head}_balanced_accuracy"] = (
+            _ends(balanced) if len(recalls) == np.count_nonzero(people) else None
+        )
         intervals[f"{head}_recall"] = [
-            None if np.isnan(recall).any() else _ends(recall) for recall in recalls
+            _ends(recalls[code]) if code in recalls else None for code in range(count)
         ]
     return intervals
 
 
-def _sums(
-    person: np.ndarray, columns: dict[str, np.ndarray], resamples: int, seed: int
-) -> np.ndarray:
-    """Returns the sum of each column over each drawn set, of shape (columns, resamples)."""
+def _sums(person: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the sum of each column over each drawn set, of shape (columns, drawn sets)."""
     _, whose = np.unique(person, return_inverse=True)
     by_person = np.stack([np.bincount(whose, weights=column) for column in columns.values()])
     people = by_person.shape[1]
-    random = np.random.default_rng(seed)
-    sums = np.empty((len(columns), resamples))
-    for i in range(resamples):
+    random = np.random.default_rng(0)
+    sums = np.empty((len(columns), RESAMPLES))
+    for i in range(RESAMPLES):
         sums[:, i] = by_person @ np.bincount(random.integers(people, size=people), minlength=people)
     return sums
 
 
-def _ends(values: np.ndarray) -> list[float]:
+def _ends(values: np.ndarray) -> list[float] | None:
+    if np.ptp(values) == 0:
+        return None
     tail = 100 * (1 - LEVEL) / 2
     return [float(end) for end in np.percentile(values, [tail, 100 - tail])]

@@ -142,7 +142,12 @@ def _ship(config: Config, options: dict[str, Any]) -> None:
     from agelib.model import PRETRAINED
     from agelib.ship import ship
 
+    if config.profile == "sample":
+        raise AgelibError(
+            "The sample's model knows no real faces: ship a run of another --profile."
+        )
     steps.pull_model(config)
+    steps.pull_faces(config)
     card = ship(config)
     print(f"{PRETRAINED}: {card['bytes'] / 1e6:.1f} MB")
 

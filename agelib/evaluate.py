@@ -129,36 +129,40 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     from agelib.model import load_model
 
     model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
-    crops = {name: read_manifest(config.faces / name)["crop"] for name in config.sources}
+    for name in config.sources:
+        read_manifest(config.faces / name)  # says what to do where there is none
     manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
     done = read_json(path) if path.exists() and model_path.exists() else {}
     same = done.get("agelib") == __version__ and done["manifests"] == manifests
     if same and done["model"]["sha256"] == sha256(model_path):
         return done
     model, note = load_model(model_path)
-    for name, crop in crops.items():
-        if crop != note["crop"]:
-            raise AgelibError(
-                f"{config.faces / name} holds crops of {crop}, but {model_path} was made for "
-                f"{note['crop']}: clean again with those settings."
-            )
-    splits = evaluate_splits(model, config)
+    splits = evaluate_splits(model, note, config)
     report = _report(splits["test"], read_manifest(config.faces / config.test_source), model_path)
     report |= {"splits": splits, "manifests": manifests, "agelib": __version__}
     write_json(path, report)
     return report
 
 
-def evaluate_splits(model: "keras.Model", config: Config) -> dict[str, dict[str, Any]]:
+def evaluate_splits(
+    model: "keras.Model", note: dict[str, Any], config: Config
+) -> dict[str, dict[str, Any]]:
     """Returns the metrics of "train", "val" and "test" faces.
 
     Args:
-        model: Of the faces' crop settings.
+        model: The model.
+        note: What its file says of it.
         config: Says where the faces are.
 
     Raises:
-        AgelibError: If there are no faces.
+        AgelibError: If there are no faces, or they were cropped otherwise than the model's.
     """
+    for name in config.sources:
+        if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
+            raise AgelibError(
+                f"{config.faces / name} holds crops of {crop}, but the model of run {config.run} "
+                f"was made for {note['crop']}: clean again with those settings."
+            )
     train, test = config.train_sources, (config.test_source,)
     splits = {}
     for split, names in (("train", train), ("val", train), ("test", test)):

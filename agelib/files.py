@@ -42,7 +42,7 @@ def remove_partials(path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all; equal content gives equal bytes."""
     with atomic(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        partial.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

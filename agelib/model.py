@@ -1,12 +1,13 @@
 """The network with its two heads, and the one file it is kept in.
 
-The saved model is made of Keras' own layers alone, so that `keras.models.load_model` reads it
+A finished model is made of Keras' own layers alone, so that `keras.models.load_model` reads it
 anywhere, without this package.
 """
 
 import json
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,15 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         AgelibError: If the file is missing, damaged, or no model of this package.
     """
     if not Path(path).exists():
-        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+        advice = (
+            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
+        )
+        raise AgelibError(f"{path} is missing: {advice}.")
     try:
         with zipfile.ZipFile(path) as archive:
             note = json.loads(archive.read(_NOTE))
         return keras.models.load_model(path), note
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError) as error:
         raise AgelibError(
             f"{path} is no model of agelib's ({first_line(error)}): name a model.keras, or delete "
             "it and train again."

@@ -68,6 +68,8 @@ def compile_model(model: keras.Model) -> None:
             "gender": "sparse_categorical_crossentropy",
         },
         metrics={"age": [YearsOff()], "age_branch": ["accuracy"], "gender": ["accuracy"]},
+        # Left to Keras, XLA would compile for a CPU too, which then trains at a fifth of its speed.
+        jit_compile=False,
     )
 
 

@@ -34,10 +34,11 @@ def results_table(report: dict[str, Any]) -> pd.DataFrame:
 
 def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
     text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
-    if key not in scores["intervals"]:
-        return text
-    low, high = (scale * end for end in scores["intervals"][key])
-    return f"{text} ({low:.1f}-{high:.1f})"
+    return text + _brackets(scores["intervals"].get(key), scale)
+
+
+def _brackets(ends: list[float] | None, scale: int) -> str:
+    return f" ({scale * ends[0]:.1f}-{scale * ends[1]:.1f})" if ends else ""
 
 
 def recall_table(report: dict[str, Any]) -> pd.DataFrame:
@@ -48,7 +49,5 @@ def recall_table(report: dict[str, Any]) -> pd.DataFrame:
         recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
         for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
             share = "-" if recall is None else f"{100 * recall:.1f} %"
-            if ends:
-                share += f" ({100 * ends[0]:.1f}-{100 * ends[1]:.1f})"
-            rows.append({"class": name, "faces": int(n), "recall": share})
+            rows.append({"class": name, "faces": int(n), "recall": share + _brackets(ends, 100)})
     return pd.DataFrame(rows).set_index("class")

@@ -1,16 +1,17 @@
 """Makes a finished run the model that comes with the package: `agelib/pretrained/`."""
 
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agelib import __version__
+from agelib import AgelibError, __version__
 from agelib.backend import keras
 from agelib.config import Config
 from agelib.evaluate import evaluate_splits
-from agelib.files import atomic, sha256, write_json
+from agelib.files import sha256, write_json
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.shards import read_manifest
 
@@ -19,44 +20,59 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     """Writes a run's model in half the space, and beside it `card.json`, what it is and can do.
 
     Args:
-        config: Says which run, and where its faces are; the scores are of all three splits.
+        config: The run's settings; the scores are of all three splits of its faces.
         path: The file to write.
 
     Returns:
-        The card.
+        The card: `note` (what the model's file says of itself, its settings among it), `images`
+        (how many of each data set were kept, and why not the others), `scores` of each split, and
+        `sha256` and `bytes` of the file.
 
     Raises:
-        AgelibError: If there is no model or no faces.
+        AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
     model, note = load_model(config.run_folder / "model.keras")
+    if config.to_dict() != note["config"]:
+        raise AgelibError(
+            f"Run {config.run} was trained with other settings: give those of its train command."
+        )
     round_weights(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, path, note)
-    deflate(path)
     card = {
-        "agelib": __version__,
-        "sha256": sha256(path),
-        "bytes": path.stat().st_size,
+        "shipped_with": __version__,
+        "note": note,
         "parameters": model.count_params(),
-        **note,
         "images": {name: read_manifest(config.faces / name)["counts"] for name in config.sources},
-        "scores": evaluate_splits(model, config),
+        "scores": evaluate_splits(model, note, config),
     }
-    write_json(path.with_name("card.json"), card)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+        plain, packed = Path(scratch) / "plain.keras", Path(scratch) / "packed.keras"
+        save_model(model, plain, note)
+        deflate(plain, packed)
+        card |= {"sha256": sha256(packed), "bytes": packed.stat().st_size}
+        write_json(path.with_name("card.json"), card)
+        packed.replace(path)
     return card
 
 
 def round_weights(model: keras.Model) -> None:
-    """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of."""
-    model.set_weights([w.astype(np.float16).astype(w.dtype) for w in model.get_weights()])
+    """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of.
+
+    Raises:
+        AgelibError: If a weight is beyond their range.
+    """
+    with np.errstate(over="ignore"):
+        rounded = [w.astype(np.float16).astype(w.dtype) for w in model.get_weights()]
+    if not all(np.isfinite(w).all() for w in rounded):
+        raise AgelibError("A weight of the model is beyond 65504, the most that 16 bits hold.")
+    model.set_weights(rounded)
 
 
-def deflate(path: Path) -> None:
+def deflate(plain: Path, packed: Path) -> None:
     """Packs a .keras file, which Keras writes unpacked; Keras reads both."""
     with (
-        atomic(path) as partial,
-        zipfile.ZipFile(path) as plain,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed,
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
     ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+        for name in source.namelist():
+            target.writestr(name, source.read(name))

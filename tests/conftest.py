@@ -76,6 +76,7 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_conn
 
     Like the real one it has layers that are random in training, and others that keep statistics.
     """
+    from agelib.augment import build_augmentation
     from agelib.backend import keras
     from agelib.labels import AGE_BRANCHES
 
@@ -86,7 +87,7 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_conn
     x = layers.Conv2D(16, 5, 4, activation="relu")(x)
     network = keras.Model(network, x, name="backbone")
     inputs = keras.Input((image_size, image_size, 3), name="image")
-    x = layers.RandomFlip("horizontal")(inputs) if augment else inputs
+    x = build_augmentation()(inputs) if augment else inputs
     x = layers.Rescaling(1 / 127.5, -1)(x)
     x = layers.GlobalAveragePooling2D()(network(x))
     x = layers.Dropout(0.3)(x)

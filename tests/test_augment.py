@@ -3,7 +3,7 @@ import pytest
 from skimage import data
 
 from agelib.augment import RandomAffine, build_augmentation
-from agelib.backend import keras
+from agelib.backend import keras, tf
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,40 @@ def test_a_move_is_at_most_its_share_of_a_side_and_each_image_has_its_own():
     assert len(np.unique(found.round(3), axis=0)) == 64
 
 
+def test_a_move_is_no_further_where_images_are_turned_and_scaled_too():
+    found = centres(moved(RandomAffine(degrees=45, scale=0.2, translate=0.1), spot(32, 32)))
+    assert np.abs(found).max() <= 6.6
+
+
+def test_the_sides_of_an_image_are_not_confused():
+    wide = spot(50, 50, 101)[25:76]
+    found = np.asarray(moved(RandomAffine(degrees=0, scale=0, translate=0.1), wide))[..., 0]
+    rows, columns = (found.sum(axis=axis).argmax(axis=1) for axis in (2, 1))
+    assert 7 < np.abs(columns - 50).max() <= 11
+    assert 3 < np.abs(rows - 25).max() <= 6
+
+
 def test_what_comes_in_at_the_edge_repeats_the_edge():
-    white = np.full((32, 32, 3), 255, np.float32)
-    assert np.asarray(moved(RandomAffine(45, 0.3, 0.3), white)).min() > 254
+    ramp = np.tile(np.arange(0.0, 128, 4, np.float32)[None, :, None], (32, 1, 3))
+    found = np.asarray(moved(RandomAffine(0, 0, 0.3), ramp))
+    assert found.min() >= 0
+    assert found.max() <= 124
+    for row in found[:, 16, :, 0]:
+        assert (np.diff(row) >= -1e-3).all()  # neither mirrored nor begun anew
+        assert row[0] < 1e-3 or row[-1] > 124 - 1e-3
 
 
-def test_a_copy_made_from_its_settings_is_the_same_layer():
+def test_all_of_it_compiles_for_a_tpu(augmentation, images):
+    compiled = tf.function(lambda batch: augmentation(batch, training=True), jit_compile=True)
+    assert compiled(images).shape == images.shape
+
+
+def test_a_copy_made_from_its_settings_is_the_same_layer(portrait):
     layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, name="affine")
     again = RandomAffine.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
+    images = []
+    for one in (layer, again):
+        one._generator.state.assign([1, 2])
+        images.append(np.asarray(moved(one, portrait, 3)))
+    np.testing.assert_array_equal(*images)

@@ -68,8 +68,8 @@ def test_every_random_layer_gets_another_seed(model):
     reseed.set_model(model)
     reseed.on_epoch_begin(0)
     states = random_states(model)
-    assert len(states) == 2
-    assert states[0] != states[1]
+    assert len(states) > 2
+    assert len(set(map(tuple, states))) == len(states)
 
 
 def test_the_real_network_has_its_random_layers_within_reach():

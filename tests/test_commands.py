@@ -254,3 +254,23 @@ def test_predict_needs_a_model(album, tmp_path, capsys, model):
 def test_predict_names_a_photo_that_does_not_exist(options, tmp_path, capsys):
     assert main(["predict", *options, str(tmp_path / "gone.jpg")]) == 1
     assert one_line(capsys.readouterr().err).endswith("gone.jpg does not exist.")
+
+
+# Ship
+
+
+def test_the_sample_is_not_shipped(options, capsys):
+    assert main(["ship", *options]) == 1
+    assert "knows no real faces" in one_line(capsys.readouterr().err)
+
+
+def test_ship_pulls_the_run_and_its_faces_and_says_where_the_model_is(
+    monkeypatch, tmp_path, capsys
+):
+    pulled = []
+    for name in ("pull_model", "pull_faces"):
+        monkeypatch.setattr(f"agelib.steps.{name}", pulled.append)
+    monkeypatch.setattr("agelib.ship.ship", lambda config: {"bytes": 8_250_000, "run": config.run})
+    assert main(["ship", "--profile", "wiki", "--data", str(tmp_path)]) == 0
+    assert [config.run for config in pulled] == ["wiki", "wiki"]
+    assert one_line(capsys.readouterr().out).endswith("model.keras: 8.2 MB")

@@ -59,7 +59,9 @@ def refused(arguments):
 # Settings
 
 
-@pytest.mark.parametrize("command", ["download", "clean", "upload", "train", "evaluate", "run"])
+@pytest.mark.parametrize(
+    "command", ["download", "clean", "upload", "train", "evaluate", "ship", "run"]
+)
 def test_every_setting_is_an_option_of_every_command(asked, command):
     arguments = [command]
     for name, value in VALUES.items():

@@ -14,6 +14,7 @@ from agelib.model import (
     save_model,
     unfreeze_backbone,
 )
+from agelib.ship import deflate
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 HEADS = {"age": 85, "age_branch": 5, "gender": 2}
@@ -202,7 +203,11 @@ def test_a_model_cut_short_is_refused(saved, share):
 
 
 @pytest.mark.parametrize("member", ["config.json", "metadata.json", "model.weights.h5"])
-def test_a_model_with_a_damaged_part_is_refused(saved, member):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_with_a_damaged_part_is_refused(saved, tmp_path, member, packed):
+    if packed:
+        deflate(saved, tmp_path / "packed.keras")
+        saved = tmp_path / "packed.keras"
     with zipfile.ZipFile(saved) as archive:
         start = archive.getinfo(member).header_offset + 30 + len(member)
         size = archive.getinfo(member).compress_size
@@ -222,3 +227,9 @@ def test_other_files_are_refused(tiny, tmp_path):
     for name in ("text", "foreign", "zip"):
         with pytest.raises(AgelibError, match=f"{name}.keras is no model of agelib's"):
             load_model(tmp_path / f"{name}.keras")
+
+
+def test_a_package_without_its_model_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("agelib.model.PRETRAINED", tmp_path / "model.keras")
+    with pytest.raises(AgelibError, match=r"model\.keras is missing: name another model"):
+        load_model(tmp_path / "model.keras")

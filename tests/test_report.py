@@ -30,8 +30,8 @@ def test_a_report_without_splits_has_one_column():
     table = results_table(scores)
     assert table.columns.tolist() == ["test"]
     assert table.loc["AGE accuracy (5 branches)", "test"] == "66.7 % (0.0-100.0)"
-    assert table.loc["AGE balanced accuracy", "test"].startswith("75.0 % (")
-    assert table.loc["GENDER accuracy", "test"] == "100.0 % (100.0-100.0)"
+    assert table.loc["AGE balanced accuracy", "test"] == "75.0 %"
+    assert table.loc["GENDER accuracy", "test"] == "100.0 %"
     assert table.loc["GENDER, always the commonest", "test"] == "66.7 %"
 
 
@@ -43,11 +43,8 @@ def test_the_recall_table_counts_true_faces_and_marks_missing_classes():
     assert table["recall"].tolist() == ["100.0 %", "-", "50.0 %", "-", "-", "100.0 %", "50.0 %"]
 
 
-def test_the_recall_table_has_intervals():
-    scores = metrics(
-        truth([30] * 50 + [60] * 50, [0, 1] * 50), sure([30] * 75 + [60] * 25, [0] * 100)
-    )
+def test_the_recall_table_has_intervals(scores):
     table = recall_table(scores)
-    assert table["recall"]["24-39"] == "100.0 % (100.0-100.0)"
-    assert re.fullmatch(r"50.0 % \(3\d.\d-6\d.\d\)", table["recall"]["56-85"])
+    assert table["recall"]["24-39"] == "100.0 %"  # no drawn set differs
+    assert re.fullmatch(r"62\.5 % \([45]\d\.\d-7\d\.\d\)", table["recall"]["56-85"])
     assert table["recall"]["1-13"] == "-"

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -8,7 +10,7 @@ from skimage import data
 from agelib import AgelibError
 from agelib.evaluate import estimate, metrics
 from agelib.files import sha256
-from agelib.model import load_model
+from agelib.model import load_model, save_model
 from agelib.predict import Estimator
 from agelib.shards import FaceSet, read_manifest
 from agelib.ship import ship
@@ -18,6 +20,13 @@ from agelib.ship import ship
 def shipped(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("shipped") / "pretrained" / "model.keras"
     return path, ship(trained, path)
+
+
+@pytest.fixture
+def trained_alone(trained, tmp_path):
+    """The trained run in a folder of the test's own."""
+    shutil.copytree(trained.folder, tmp_path / "data" / "sample")
+    return dataclasses.replace(trained, data=tmp_path / "data")
 
 
 def test_the_model_takes_less_space_and_says_the_same(trained, shipped):
@@ -47,7 +56,7 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     assert json.loads(path.with_name("card.json").read_text()) == card
     assert (card["sha256"], card["bytes"]) == (sha256(path), path.stat().st_size)
     assert card["images"]["wiki"] == read_manifest(trained.faces / "wiki")["counts"]
-    assert card["config"] == trained.to_dict()
+    assert card["note"]["config"] == trained.to_dict()
     faces = FaceSet([trained.faces / "utkface"], "test")
     assert card["scores"]["test"] == metrics(faces, estimate(load_model(path)[0], faces))
 
@@ -57,7 +66,49 @@ def test_photos_are_judged_by_it(shipped):
     assert len(Estimator(path).predict(data.astronaut())) == 1
 
 
-def test_a_run_without_a_model_cannot_be_shipped(own_faces, tmp_path):
+@pytest.fixture
+def shipped_before(tmp_path):
+    """What an earlier shipping left."""
+    files = {"model.keras": b"model", "card.json": b"{}"}
+    (tmp_path / "pretrained").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pretrained" / name).write_bytes(content)
+    yield tmp_path / "pretrained" / "model.keras"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "pretrained").iterdir()} == files
+
+
+def test_a_run_without_a_model_leaves_what_was_shipped(own_faces, shipped_before):
     with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
-        ship(own_faces, tmp_path / "model.keras")
-    assert not (tmp_path / "model.keras").exists()
+        ship(own_faces, shipped_before)
+
+
+def test_a_run_without_its_faces_leaves_what_was_shipped(trained_alone, shipped_before):
+    shutil.rmtree(trained_alone.faces / "utkface")
+    with pytest.raises(AgelibError, match="run the clean step"):
+        ship(trained_alone, shipped_before)
+
+
+def test_faces_of_another_crop_are_refused(trained_alone, shipped_before):
+    path = trained_alone.faces / "utkface" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["crop"]["margin"] = 0.9
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AgelibError, match=r"utkface holds crops of .*0\.9.*clean again"):
+        ship(trained_alone, shipped_before)
+
+
+def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_before):
+    other = dataclasses.replace(trained_alone, test_source="wiki")
+    with pytest.raises(AgelibError, match="trained with other settings"):
+        ship(other, shipped_before)
+
+
+def test_a_weight_beyond_16_bits_is_refused(trained_alone, shipped_before):
+    path = trained_alone.run_folder / "model.keras"
+    model, note = load_model(path)
+    weights = model.get_weights()
+    weights[0].flat[0] = 7e4
+    model.set_weights(weights)
+    save_model(model, path, note)
+    with pytest.raises(AgelibError, match="65504"):
+        ship(trained_alone, shipped_before)
