@@ -5,9 +5,10 @@ The six notebooks tell the story and these modules do the work:
 `config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
 at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data ·
-`hardware` GPUs and precision · `backbone` EfficientNet · `model` with two heads · `recipe`,
-`callbacks`, `train` · `evaluate` · `predict` · `plots` · `steps` all of it in order, which is what
-the notebooks and `python -m agelib` call.
+`augment` varied images · `hardware` GPUs and precision · `backbone` EfficientNet · `model` with two
+heads · `recipe`, `callbacks`, `train` · `evaluate`, `bootstrap`, `report` scores · `predict` ·
+`ship` the model that comes along · `plots` · `steps` all of it in order, which is what the
+notebooks and `python -m agelib` (`commands`) call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

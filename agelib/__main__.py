@@ -18,7 +18,7 @@ _STEPS = {
     "train": "shards to a model",
     "evaluate": "model and test faces to a results table",
     "predict": "photos to ages and genders",
-    "ship": "a run's model to agelib/pretrained, for all who name none",
+    "ship": "a run's model to agelib/pretrained (for maintainers)",
     "run": "the first six in order; what is done is skipped",
 }
 

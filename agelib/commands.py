@@ -38,9 +38,8 @@ def _upload(config: Config, options: dict[str, Any]) -> None:
 
     for name in config.sources:
         copied = steps.upload(name, config)
-        print(
-            f"{name}: {len(copied)} files copied to {config.drive / 'faces' / name}, all verified"
-        )
+        place = config.drive / "faces" / name
+        print(f"{name}: all verified in {place}, {len(copied)} files copied just now")
 
 
 def _train(config: Config, options: dict[str, Any]) -> None:
@@ -72,8 +71,12 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
         print(json.dumps(report, indent=1))
         return
     print(results_table(report).to_string(), recall_table(report).to_string(), sep="\n\n")
+    print(
+        "\nin brackets: 95 % interval; balanced: the mean over the classes, each counting alike; "
+        "estimates are means over a face and its mirror image"
+    )
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
-    print(f"\nleft out of {report['dataset']}: {rejected or 'nothing'}")
+    print(f"left out of {report['dataset']}: {rejected or 'nothing'}")
 
 
 def _model_path(config: Config, options: dict[str, Any]) -> Path:
@@ -130,7 +133,7 @@ def _print_faces(result: dict[str, Any]) -> None:
     for face in result["faces"]:
         share = face["gender_probabilities"][face["gender"]]
         print(
-            f"  {face['gender']} ({share:.0%}), {face['age']:.0f} years, branch "
+            f"  {face['gender']} ({share:.0%}), {face['age']:.1f} years, branch "
             f"{face['age_branch']}, at {face['box']}"
         )
     if "picture" in result:

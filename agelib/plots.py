@@ -29,6 +29,7 @@ def montage(
         titles: One for each image.
         columns: Images in a row.
     """
+    columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 1.25 if titles is None else 1.55
     figure = Figure(figsize=(1.25 * columns, height * rows), layout="constrained")
@@ -105,7 +106,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         axis.set_title(title)
         axis.set_xlabel("epoch")
         if key != "loss":
-            axis.set_ylim(0, 1)
+            axis.set_ylim(0, 1.03)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
         _tidy(axis)
@@ -150,13 +151,22 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
         label = f"face {i + 1}: {estimate.age:.0f} years"
         line = axis.plot(years, estimate.ages, label=label)[0]
         axis.axvline(estimate.age, color=line.get_color(), linewidth=0.8, linestyle=":")
-    for low, high in AGE_BRANCHES[::2]:
-        axis.axvspan(low - 0.5, high + 0.5, color="0.95", zorder=0)
+    for i, ((low, high), name) in enumerate(zip(AGE_BRANCHES, BRANCH_NAMES, strict=True)):
+        axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
+        axis.text(
+            (low + high) / 2,
+            1.02,
+            name,
+            fontsize=8,
+            ha="center",
+            transform=axis.get_xaxis_transform(),
+        )
     axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
     axis.set_ylim(0)
     axis.set_xlabel("age")
     axis.set_ylabel("probability")
-    axis.legend(frameon=False)
+    if estimates:
+        axis.legend(frameon=False)
     _tidy(axis)
     return figure
 

@@ -69,7 +69,9 @@ def test_clean_counts_what_is_kept_and_why_not(own_faces, sample_config, capsys)
 def test_upload_says_how_many_files_were_copied(trained, options, capsys):
     assert main(["upload", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" copied")[0] for line in lines] == ["wiki: 0 files", "utkface: 0 files"]
+    for name, line in zip(trained.sources, lines, strict=True):
+        folder = trained.drive / "faces" / name
+        assert line == f"{name}: all verified in {folder}, 0 files copied just now"
 
 
 def test_train_says_where_the_model_is_and_how_good(trained, options, capsys):
