@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import zipfile
 
@@ -10,8 +11,9 @@ from skimage import data
 from agelib import AgelibError
 from agelib.evaluate import estimate, metrics
 from agelib.files import sha256
-from agelib.model import load_model, save_model
+from agelib.model import PRETRAINED, load_model, save_model
 from agelib.predict import Estimator
+from agelib.report import recall_table, results_table
 from agelib.shards import FaceSet, read_manifest
 from agelib.ship import ship
 
@@ -112,3 +114,33 @@ def test_a_weight_beyond_16_bits_is_refused(trained_alone, shipped_before):
     save_model(model, path, note)
     with pytest.raises(AgelibError, match="65504"):
         ship(trained_alone, shipped_before)
+
+
+# What has been shipped
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads(PRETRAINED.with_name("card.json").read_text())
+
+
+def test_the_shipped_card_is_of_the_shipped_model(card):
+    assert (card["sha256"], card["bytes"]) == (sha256(PRETRAINED), PRETRAINED.stat().st_size)
+    assert card["bytes"] <= 20_000_000
+    assert load_model(PRETRAINED)[1] == card["note"]
+    assert not re.search(r"/(tmp|home|root|work|Users)/", json.dumps(card))
+
+
+def test_the_shipped_model_knows_a_face_it_has_not_seen():
+    [estimate] = Estimator().predict(data.astronaut())
+    assert estimate.gender == "Female"
+    assert 20 <= estimate.age <= 50
+
+
+def test_the_readme_repeats_the_card(card):
+    readme = (PRETRAINED.parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## The model that comes along")[1].split("\n## ")[0]
+    for figure in results_table({"splits": card["scores"]})["test"]:
+        assert f"| {figure} |" in section
+    for figure in recall_table(card["scores"]["test"])["recall"]:
+        assert f"| {figure} |" in section
