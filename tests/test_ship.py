@@ -134,7 +134,7 @@ def test_the_shipped_card_is_of_the_shipped_model(card):
 def test_the_shipped_model_knows_a_face_it_has_not_seen():
     [estimate] = Estimator().predict(data.astronaut())
     assert estimate.gender == "Female"
-    assert 20 <= estimate.age <= 50
+    assert abs(estimate.age - 35) < 20
 
 
 def test_the_readme_repeats_the_card(card):
