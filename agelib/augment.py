@@ -49,14 +49,15 @@ class RandomAffine(keras.layers.Layer):
         height, width = images.shape[1:3]
 
         def draw(most: float) -> tf.Tensor:
-            return keras.random.uniform((batch, 1, 1), -most, most, seed=self._generator)
+            shape = (batch, 1, 1)  # in full floats: half ones cannot tell pixels apart
+            return keras.random.uniform(shape, -most, most, "float32", self._generator)
 
         angle = draw(math.radians(self.degrees))
         zoom = 1 + draw(self.scale)
         cos, sin = keras.ops.cos(angle) / zoom, keras.ops.sin(angle) / zoom
         # Each pixel of the result looks up the point of the image that it shows.
-        x = tf.range(width, dtype=images.dtype) - (width - 1) / 2 - width * draw(self.translate)
-        y = tf.range(height, dtype=images.dtype) - (height - 1) / 2
+        x = tf.range(width, dtype=tf.float32) - (width - 1) / 2 - width * draw(self.translate)
+        y = tf.range(height, dtype=tf.float32) - (height - 1) / 2
         y = y[:, None] - height * draw(self.translate)
         middle = (width - 1) / 2, (height - 1) / 2
         return _look_up(images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1])
@@ -78,7 +79,7 @@ def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     height, width, channels = images.shape[1:]
     x, y = keras.ops.clip(x, 0, width - 1), keras.ops.clip(y, 0, height - 1)
     left, top = keras.ops.floor(x), keras.ops.floor(y)
-    to_right, down = (x - left)[..., None], (y - top)[..., None]
+    to_right, down = (keras.ops.cast(c, images.dtype)[..., None] for c in (x - left, y - top))
     left, top = keras.ops.cast(left, "int32"), keras.ops.cast(top, "int32")
     right, bottom = keras.ops.minimum(left + 1, width - 1), keras.ops.minimum(top + 1, height - 1)
     pixels = keras.ops.reshape(images, (-1, height * width, channels))

@@ -121,6 +121,15 @@ def test_what_comes_in_at_the_edge_repeats_the_edge():
         assert row[0] < 1e-3 or row[-1] > 124 - 1e-3
 
 
+def test_half_floats_lie_where_full_ones_do(portrait):
+    found = []
+    for dtype in ("float32", "float16"):
+        layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, dtype=dtype)
+        layer._generator.state.assign([1, 2])
+        found.append(np.asarray(moved(layer, portrait / 255, 3)).astype(np.float32))
+    np.testing.assert_allclose(*found, atol=2e-3)
+
+
 def test_all_of_it_compiles_for_a_tpu(augmentation, images):
     compiled = tf.function(lambda batch: augmentation(batch, training=True), jit_compile=True)
     assert compiled(images).shape == images.shape
