@@ -11,7 +11,7 @@ FEWEST_PEOPLE = 10
 
 def score_intervals(
     person: np.ndarray,
-    years_off: np.ndarray,
+    means: dict[str, np.ndarray],
     heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
 ) -> dict[str, Any]:
     """Returns 95 % intervals of all scores, from test sets drawn anew out of the same people.
@@ -21,7 +21,7 @@ def score_intervals(
 
     Args:
         person: Whose face it is; of shape (n,).
-        years_off: Absolute errors of the age; of shape (n,).
+        means: Name -> figures of each face, of shape (n,), whose mean is a score.
         heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
 
     Returns:
@@ -30,14 +30,14 @@ def score_intervals(
         drawn set, the recall of a class of fewer than ten people, and a balanced accuracy that
         such a recall is part of.
     """
-    columns = {"faces": np.ones(len(person)), "age_mae": years_off}
+    columns = {"faces": np.ones(len(person)), **means}
     for head, (true, said, count) in heads.items():
         columns[f"{head}_accuracy"] = true == said
         for code in range(count):
             columns[f"{head}_{code}"] = true == code
             columns[f"{head}_{code}_right"] = (true == code) & (said == code)
     drawn = dict(zip(columns, _sums(person, columns), strict=True))
-    intervals: dict[str, Any] = {"age_mae": _ends(drawn["age_mae"] / drawn["faces"])}
+    intervals: dict[str, Any] = {name: _ends(drawn[name] / drawn["faces"]) for name in means}
     for head, (true, _, count) in heads.items():
         people = [len(np.unique(person[true == code])) for code in range(count)]
         recalls = {

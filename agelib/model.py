@@ -105,6 +105,18 @@ def unfreeze_backbone(model: keras.Model) -> None:
             layer.trainable = False
 
 
+def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
+    """Divides a head's logits by a temperature, in the weights, so that any reader has it.
+
+    Args:
+        model: From `build_model`.
+        head: "age" or "gender".
+        temperature: From `agelib.calibration.fit_temperature`.
+    """
+    layer = model.get_layer(f"{head}_logits")
+    layer.set_weights([weights / temperature for weights in layer.get_weights()])
+
+
 def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
     """Writes a model, whole or not at all, with a note inside the file.
 

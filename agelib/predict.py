@@ -10,9 +10,10 @@ import numpy as np
 
 from agelib import AgelibError
 from agelib.detector import FaceDetector
-from agelib.evaluate import mean_age, probabilities
+from agelib.evaluate import probabilities
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, read_image, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.metrics import mean_age
 from agelib.model import PRETRAINED, load_model
 
 # Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.

@@ -5,30 +5,62 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.breakdown import worst_groups
+from agelib.calibration import age_interval
+from agelib.labels import BRANCH_NAMES, GENDERS, RACES
+from agelib.metrics import YEARS_WITHIN, mean_age
+
+_RESULTS = {
+    "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
+    "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
+    "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
+    "AGE mean absolute error, years": ("age_mae", 1),
+    "GENDER accuracy": ("gender_accuracy", 100),
+    "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
+    "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
+}
+_SURENESS = {
+    **{f"AGE at most {years} years off": (f"age_within_{years}", 100) for years in YEARS_WITHIN},
+    "AGE in its 80 % interval": ("age_interval_coverage", 100),
+    "AGE, width of that interval, years": ("age_interval_width", 1),
+    "AGE calibration error (ECE)": ("age_branch_ece", 100),
+    "GENDER calibration error (ECE)": ("gender_ece", 100),
+}
 
 
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns a row for each score, with its 95 % interval, and a column for each split."""
+    return _table(_by_split(report), _RESULTS)
+
+
+def sureness_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns how far off ages are, and how well the model knows that, as `results_table` does."""
+    return _table(_by_split(report), _SURENESS)
+
+
+def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Returns a row for each score on the test faces, and a column for each of several runs.
+
+    Args:
+        reports: Name of a run -> its report, as `agelib.evaluate.evaluate_run` returns it.
+    """
+    return _table(reports, _RESULTS | _SURENESS)
+
+
+def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = report.get("splits") or {"test": report}
-    splits = {split: found[split] for split in ("train", "val", "test") if split in found}
-    rows = {
-        "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
-        "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
-        "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
-        "AGE mean absolute error, years": ("age_mae", 1),
-        "GENDER accuracy": ("gender_accuracy", 100),
-        "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
-        "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
-    }
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]]) -> pd.DataFrame:
     table = pd.DataFrame(
         {
-            split: [_figure(scores, key, scale) for key, scale in rows.values()]
-            for split, scores in splits.items()
+            name: [_figure(scores, key, scale) for key, scale in rows.values()]
+            for name, scores in columns.items()
         },
         index=list(rows),
     )
-    table.loc["faces"] = [f"{scores['n']:,}" for scores in splits.values()]
+    table.loc["faces"] = [f"{scores['n']:,}" for scores in columns.values()]
     return table
 
 
@@ -51,3 +83,61 @@ def recall_table(report: dict[str, Any]) -> pd.DataFrame:
             share = "-" if recall is None else f"{100 * recall:.1f} %"
             rows.append({"class": name, "faces": int(n), "recall": share + _brackets(ends, 100)})
     return pd.DataFrame(rows).set_index("class")
+
+
+def groups_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns the scores of each group of test faces, with 95 % intervals."""
+    rows = [
+        {
+            "by": group["by"],
+            "group": group["group"],
+            "faces": group["n"],
+            "AGE accuracy": _figure(group, "age_branch_accuracy", 100),
+            "AGE error, years": _figure(group, "age_mae", 1),
+            "GENDER accuracy": _figure(group, "gender_accuracy", 100),
+        }
+        for group in report["groups"]
+    ]
+    return pd.DataFrame(rows).set_index(["by", "group"])
+
+
+def name_worst(report: dict[str, Any]) -> str:
+    """Returns a sentence on the groups that are judged worst, or that there are too few faces."""
+    titles = {"age_branch_accuracy": "age branch", "gender_accuracy": "gender"}
+    found = [
+        f"{titles[score]}, {group['group']}: {group[score]:.1%} of {group['n']:,} faces right"
+        for score, group in worst_groups(report["groups"]).items()
+    ]
+    return "Worst " + "; worst ".join(found) if found else "No group has ten faces."
+
+
+def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Returns a row for each face: what it is, what the model says, and how sure it is.
+
+    Args:
+        faces: As for `agelib.breakdown.breakdown`, with `paths` as well.
+        outputs: As for `agelib.metrics.metrics`.
+
+    Returns:
+        `path`, true `age`, `age_branch`, `gender` and `race` (empty where unknown), `said_age`
+        with `age_low` and `age_high`, the ends of its 80 % interval, `said_branch` and
+        `said_gender`, and their probabilities `branch_confidence` and `gender_confidence`.
+    """
+    low, high = age_interval(outputs["age"])
+    branch, gender = outputs["age_branch"], outputs["gender"]
+    return pd.DataFrame(
+        {
+            "path": faces.paths,
+            "age": faces.age,
+            "age_branch": np.take(BRANCH_NAMES, faces.age_branch),
+            "gender": np.take(GENDERS, faces.gender),
+            "race": np.take((*RACES, ""), faces.race),
+            "said_age": mean_age(outputs["age"]).round(2),
+            "age_low": low,
+            "age_high": high,
+            "said_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),
+            "branch_confidence": branch.max(axis=1).round(4),
+            "said_gender": np.take(GENDERS, gender.argmax(axis=1)),
+            "gender_confidence": gender.max(axis=1).round(4),
+        }
+    )

@@ -182,6 +182,11 @@ class FaceSet:
         return self.index["gender"].astype(np.int64)
 
     @property
+    def race(self) -> np.ndarray:
+        """0 to 4 as UTKFace numbers them, -1 where unknown, int64 of shape (n,)."""
+        return self.index["race"].astype(np.int64)
+
+    @property
     def person(self) -> np.ndarray:
         """Whose face it is, uint64 hashes of shape (n,)."""
         return self.index["person"]

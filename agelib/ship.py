@@ -10,7 +10,7 @@ import numpy as np
 from agelib import AgelibError, __version__
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluate import evaluate_splits
+from agelib.evaluate import estimate_splits, scores
 from agelib.files import sha256, write_json
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.shards import read_manifest
@@ -42,7 +42,10 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         "note": note,
         "parameters": model.count_params(),
         "images": {name: read_manifest(config.faces / name)["counts"] for name in config.sources},
-        "scores": evaluate_splits(model, note, config),
+        "scores": {
+            split: scores(faces, outputs)
+            for split, faces, outputs in estimate_splits(model, note, config)
+        },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__, drive
 from agelib.backend import keras, tf
+from agelib.calibration import fit_temperature
 from agelib.callbacks import (
     Checkpoint,
     Progress,
@@ -18,14 +19,16 @@ from agelib.callbacks import (
     write_history,
 )
 from agelib.config import Config
+from agelib.evaluate import estimate_views
 from agelib.files import read_json, write_json
 from agelib.hardware import computing_in, precision, strategy
-from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.labels import BRANCH_NAMES, GENDERS, MIN_AGE
 from agelib.model import (
     build_model,
     freeze_backbone,
     load_model,
     save_model,
+    scale_logits,
     unfreeze_backbone,
 )
 from agelib.pipeline import ordered_batches, train_batches
@@ -77,7 +80,9 @@ def train(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
             "smaller --learning-rate and another --run name."
         )
-    save_model(_plain_copy(model, config), done, note)
+    finished = _plain_copy(model, config)
+    note |= {"temperatures": _calibrate(finished, faces["val"])}
+    save_model(finished, done, note)
     if remote:
         drive.push(folder, remote)
     return read_history(folder)
@@ -223,6 +228,20 @@ def _plain_copy(model: keras.Model, config: Config) -> keras.Model:
         copy = build_model(config.backbone, config.image_size, augment=False)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
+    """Makes a model as sure as its answers on faces that it has not learned from are right.
+
+    Returns:
+        By what the logits of each head were divided.
+    """
+    views = estimate_views(model, faces)
+    true = {"age": faces.age - MIN_AGE, "gender": faces.gender}
+    temperatures = {head: fit_temperature(views[head], codes) for head, codes in true.items()}
+    for head, temperature in temperatures.items():
+        scale_logits(model, head, temperature)
+    return temperatures
 
 
 def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:

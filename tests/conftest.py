@@ -91,8 +91,8 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_conn
     x = layers.Rescaling(1 / 127.5, -1)(x)
     x = layers.GlobalAveragePooling2D()(network(x))
     x = layers.Dropout(0.3)(x)
-    age = layers.Dense(85, activation="softmax", name="age")(x)
-    gender = layers.Dense(2, activation="softmax", name="gender")(x)
+    age = layers.Softmax(name="age")(layers.Dense(85, name="age_logits")(x))
+    gender = layers.Softmax(name="gender")(layers.Dense(2, name="gender_logits")(x))
     sums = [
         keras.ops.sum(age[:, low - 1 : high], axis=1, keepdims=True) for low, high in AGE_BRANCHES
     ]
@@ -136,6 +136,7 @@ def truth(ages, genders):
         age=ages,
         age_branch=age_branch(ages),
         gender=np.array(genders),
+        race=np.arange(len(ages)) % 5,
         person=np.arange(len(ages)),
     )
 

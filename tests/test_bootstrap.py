@@ -12,7 +12,7 @@ def intervals(right, person=None, true=None, years_off=None):
     person = np.arange(len(right)) if person is None else person
     years_off = np.zeros(len(right)) if years_off is None else years_off
     heads = {"gender": (true, np.where(right, true, 1 - true), 2)}
-    return score_intervals(person, years_off, heads)
+    return score_intervals(person, {"age_mae": years_off}, heads)
 
 
 def width(ends):

@@ -12,6 +12,7 @@ from agelib.model import (
     freeze_backbone,
     load_model,
     save_model,
+    scale_logits,
     unfreeze_backbone,
 )
 from agelib.ship import deflate
@@ -67,6 +68,17 @@ def test_a_branch_has_the_sum_of_its_years(model, images):
     for i, (low, high) in enumerate(AGE_BRANCHES):
         years = outputs["age"][:, low - 1 : high].sum(axis=1)
         np.testing.assert_allclose(outputs["age_branch"][:, i], years, atol=1e-6)
+
+
+def test_a_temperature_reaches_every_output_of_its_head(images):
+    model = build_model("EfficientNetB0", 64)
+    before = model.predict_on_batch(images)
+    scale_logits(model, "age", 2)
+    after = model.predict_on_batch(images)
+    np.testing.assert_array_equal(after["gender"], before["gender"])
+    flatter = before["age"] ** 0.5 / (before["age"] ** 0.5).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after["age"], flatter, rtol=1e-4)
+    np.testing.assert_allclose(after["age_branch"][:, 0], flatter[:, :13].sum(axis=1), rtol=1e-4)
 
 
 def test_bytes_and_floats_give_the_same(model, images):

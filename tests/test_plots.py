@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from agelib import plots
-from agelib.evaluate import metrics
 from agelib.faces import Face
 from agelib.labels import BRANCH_NAMES, age_branch
+from agelib.metrics import metrics
 from agelib.predict import Estimate
 
 

@@ -9,7 +9,7 @@ import pytest
 from skimage import data
 
 from agelib import AgelibError
-from agelib.evaluate import estimate, metrics
+from agelib.evaluate import estimate, scores
 from agelib.files import sha256
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.predict import Estimator
@@ -60,7 +60,7 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     assert card["images"]["wiki"] == read_manifest(trained.faces / "wiki")["counts"]
     assert card["note"]["config"] == trained.to_dict()
     faces = FaceSet([trained.faces / "utkface"], "test")
-    assert card["scores"]["test"] == metrics(faces, estimate(load_model(path)[0], faces))
+    assert card["scores"]["test"] == scores(faces, estimate(load_model(path)[0], faces))
 
 
 def test_photos_are_judged_by_it(shipped):

@@ -19,7 +19,9 @@ from conftest import build_tiny_model
 from agelib import AgelibError, callbacks, clean, drive, train
 from agelib.backbone import build_backbone
 from agelib.backend import keras, tf
+from agelib.calibration import fit_temperature
 from agelib.callbacks import checkpoint_path
+from agelib.evaluate import estimate_views
 from agelib.model import load_model
 from agelib.recipe import learning_rates
 from agelib.shards import FaceSet, fingerprint
@@ -79,12 +81,19 @@ def result_of(config):
 
 def assert_same_result(config, expected):
     weights, history, note = result_of(config)
-    assert note == expected[2]
+    temperatures, expected_ones = (n.pop("temperatures") for n in (note, dict(expected[2])))
+    assert temperatures == pytest.approx(expected_ones, rel=1e-3)
+    assert note == {k: v for k, v in expected[2].items() if k != "temperatures"}
     one, other = (pd.read_csv(io.StringIO(text)) for text in (history, expected[1]))
     # Threads add up in any order, which moves the last digits of a float32.
     pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
     for one, other in zip(weights, expected[0], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def at_temperature(probabilities, temperature):
+    scaled = probabilities ** (1 / temperature)
+    return scaled / scaled.sum(axis=1, keepdims=True)
 
 
 def rates_used(monkeypatch):
@@ -162,12 +171,26 @@ def test_the_model_file_holds_nothing_of_the_training(finished):
     assert path.stat().st_size < 0.8 * checkpoint_path(finished.run_folder).stat().st_size
 
 
-def test_the_model_file_is_the_model_of_the_last_epoch(finished, rng):
+def test_the_model_file_is_the_model_of_the_last_epoch_at_its_temperatures(finished, rng):
     images = rng.integers(0, 256, (4, 64, 64, 3), np.uint8)
-    paths = finished.run_folder / "model.keras", checkpoint_path(finished.run_folder)
-    final, checkpoint = (load_model(path)[0].predict_on_batch(images) for path in paths)
-    for name in ("age", "age_branch", "gender"):
-        np.testing.assert_array_equal(final[name], checkpoint[name])
+    model, note = load_model(finished.run_folder / "model.keras")
+    checkpoint, _ = load_model(checkpoint_path(finished.run_folder))
+    final, plain = model.predict_on_batch(images), checkpoint.predict_on_batch(images)
+    for head in ("age", "gender"):
+        expected = at_temperature(plain[head], note["temperatures"][head])
+        np.testing.assert_allclose(final[head], expected, rtol=1e-4)
+        assert note["temperatures"][head] != 1
+
+
+def test_the_temperatures_are_those_of_the_validation_faces(finished):
+    checkpoint, _ = load_model(checkpoint_path(finished.run_folder))
+    _, note = load_model(finished.run_folder / "model.keras")
+    faces = FaceSet([finished.faces / "wiki"], "val")
+    views = estimate_views(checkpoint, faces)
+    assert note["temperatures"] == {
+        "age": pytest.approx(fit_temperature(views["age"], faces.age - 1), rel=1e-3),
+        "gender": pytest.approx(fit_temperature(views["gender"], faces.gender), rel=1e-3),
+    }
 
 
 def test_a_batch_larger_than_the_set_is_cut_to_it(config):
@@ -194,7 +217,7 @@ def test_the_heads_learn_first_on_a_backbone_that_stands_still(heads_first, tiny
     def keep(history):
         model, _ = load_model(checkpoint_path(heads_first.run_folder))
         kept.append(
-            (model.get_layer("backbone").get_weights(), model.get_layer("age").get_weights())
+            (model.get_layer("backbone").get_weights(), model.get_layer("age_logits").get_weights())
         )
 
     train.train(heads_first, on_epoch=keep)
@@ -299,12 +322,13 @@ def test_half_floats_stay_in_training(config, monkeypatch):
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     in_training, _ = load_model(checkpoint_path(config.run_folder))
     assert in_training.get_layer("backbone").get_layer("conv").compute_dtype == "float16"
-    model, _ = load_model(config.run_folder / "model.keras")
+    model, note = load_model(config.run_folder / "model.keras")
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
     assert keras.config.dtype_policy().name == "float32"
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     one, other = (network.predict_on_batch(images)["age"] for network in (model, in_training))
-    np.testing.assert_allclose(one, other, atol=5e-3)
+    expected = at_temperature(other, note["temperatures"]["age"])
+    np.testing.assert_allclose(one, expected, atol=5e-3)
 
 
 TWO_DEVICES = """

@@ -1,0 +1,66 @@
+"""Scores of groups of people: whom a model serves worse than others."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from agelib.bootstrap import FEWEST_PEOPLE
+from agelib.labels import BRANCH_NAMES, GENDERS, RACES
+from agelib.metrics import metrics
+
+_SCORES = ("age_branch_accuracy", "age_mae", "gender_accuracy")
+
+
+def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Scores each age branch and gender, and each race where the data set names them.
+
+    Args:
+        faces: As for `agelib.metrics.metrics`, with `race` as well, of shape (n,).
+        outputs: As for `agelib.metrics.metrics`.
+
+    Returns:
+        A dict for each group that has faces: `by` ("age branch and gender" or "race"), `group`,
+        `n`, and of age branch accuracy, age MAE and gender accuracy the score and, under
+        `intervals`, its 95 % interval.
+    """
+    masks = {
+        ("age branch and gender", f"{branch} {gender}"): (faces.age_branch == i)
+        & (faces.gender == j)
+        for i, branch in enumerate(BRANCH_NAMES)
+        for j, gender in enumerate(GENDERS)
+    }
+    masks |= {("race", race): faces.race == i for i, race in enumerate(RACES)}
+    return [
+        {"by": by, "group": group} | _score(faces, outputs, mask)
+        for (by, group), mask in masks.items()
+        if mask.any()
+    ]
+
+
+def _score(faces: Any, outputs: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    labels = ("age", "age_branch", "gender", "person")
+    part = SimpleNamespace(**{name: getattr(faces, name)[mask] for name in labels})
+    scores = metrics(part, {name: values[mask] for name, values in outputs.items()})
+    intervals = {name: scores["intervals"][name] for name in _SCORES}
+    return {name: scores[name] for name in ("n", *_SCORES)} | {"intervals": intervals}
+
+
+def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the group of age branch and gender for which each head is right least often.
+
+    Groups of fewer than ten faces are left out: one face more or less would make them the worst.
+
+    Args:
+        groups: From `breakdown`.
+
+    Returns:
+        "age_branch_accuracy" and "gender_accuracy" -> the group; empty if all are that small.
+    """
+    cells = [
+        group
+        for group in groups
+        if group["by"] == "age branch and gender" and group["n"] >= FEWEST_PEOPLE
+    ]
+    heads = ("age_branch_accuracy", "gender_accuracy") if cells else ()
+    return {name: min(cells, key=lambda group: group[name]) for name in heads}
