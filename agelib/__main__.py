@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
     )
     evaluate.add_argument("--images", type=Path, help="a folder of images named as in UTKFace")
+    evaluate.add_argument(
+        "--against", nargs="+", metavar="RUN", help="runs to set beside this one, on the same faces"
+    )
     predict.add_argument("photos", type=Path, nargs="+", help="image files or folders")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
     return parser

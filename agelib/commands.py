@@ -56,7 +56,7 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
     from agelib.evaluate import evaluate_folder
     from agelib.model import load_model
-    from agelib.report import recall_table, results_table
+    from agelib.report import groups_table, name_worst, recall_table, results_table, sureness_table
 
     if options["images"] or options["model"]:
         path = _model_path(config, options)
@@ -65,12 +65,16 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
         if not options["images"]:
             raise AgelibError("--model needs --images, a folder of images named as in UTKFace.")
         report = evaluate_folder(options["images"], model, path, config)
+    elif options["against"]:
+        print(steps.compare(config, [config.run, *options["against"]]).to_string())
+        return
     else:
         report = steps.evaluate(config)
     if options["json"]:
         print(json.dumps(report, indent=1))
         return
-    print(results_table(report).to_string(), recall_table(report).to_string(), sep="\n\n")
+    tables = (results_table, sureness_table, recall_table, groups_table)
+    print(*(table(report).to_string() for table in tables), name_worst(report), sep="\n\n")
     print(
         "\nin brackets: 95 % interval; balanced: the mean over the classes, each counting alike; "
         "estimates are means over a face and its mirror image"
@@ -158,7 +162,7 @@ def _ship(config: Config, options: dict[str, Any]) -> None:
 def _run(config: Config, options: dict[str, Any]) -> None:
     for step in (_download, _clean, _upload, _train):
         step(config, options)
-    _evaluate(config, {"images": None, "model": None, "json": False})
+    _evaluate(config, {"images": None, "model": None, "against": None, "json": False})
     photo = _astronaut(config)
     model = config.run_folder / "model.keras"
     _predict(config, {"photos": [photo], "model": model, "json": False, "output": photo.parent})

@@ -1,7 +1,7 @@
 """Figures. Every function returns a Figure and shows nothing: a notebook shows what it returns."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.predict import Estimate
 
-_COLOURS = ("#3b6fb6", "#d1603d")
+COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"
 
 
@@ -48,14 +48,14 @@ def reasons(counts: dict[str, int]) -> Figure:
     counts = dict(sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1])))
     figure = Figure(figsize=(7, 0.8 + 0.32 * len(counts)), layout="constrained")
     axis = figure.subplots()
-    colours = [_COLOURS[name != "kept"] for name in counts]
+    colours = [COLOURS[name != "kept"] for name in counts]
     bars = axis.barh(list(counts), list(counts.values()), color=colours)
     axis.bar_label(bars, [f"{value:,}" for value in counts.values()], padding=3)
     axis.invert_yaxis()
     axis.set_xscale("symlog")
     axis.margins(x=0.15)
     axis.set_xlabel("images (logarithmic scale)")
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -70,7 +70,7 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
     axis = figure.subplots()
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
-    axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=_COLOURS)
+    axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=COLOURS)
     for (low, high), name in zip(AGE_BRANCHES, BRANCH_NAMES, strict=True):
         count = int(((ages >= low) & (ages <= high)).sum())
         axis.axvline(high + 0.5, color="0.6", linewidth=0.8, linestyle=":")
@@ -87,7 +87,7 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
     axis.set_xlabel("age")
     axis.set_ylabel("faces")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -100,7 +100,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         "gender_accuracy": "gender accuracy",
     }
     for axis, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
+        for prefix, label, colour in (("", "train", COLOURS[0]), ("val_", "val", COLOURS[1])):
             values = history[prefix + key]
             axis.plot(history["epoch"], values, label=label, color=colour, marker=".")
         axis.set_title(title)
@@ -109,36 +109,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             axis.set_ylim(0, 1.03)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
-        _tidy(axis)
-    return figure
-
-
-def confusion(report: dict[str, Any]) -> Figure:
-    """Shows both confusion matrices as shares of the true class, with counts."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axis, (head, names, title) in zip(
-        figure.subplots(1, 2, width_ratios=(5, 3)),
-        (("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")),
-        strict=True,
-    ):
-        counts = np.array(report[f"{head}_confusion"])
-        shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), share in np.ndenumerate(shares):
-            axis.text(
-                column,
-                row,
-                f"{share:.0%}\n{counts[row, column]:,}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share > 0.5 else "black",
-            )
-        axis.set_xticks(range(len(names)), names)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel("estimated")
-        axis.set_ylabel("true")
-        axis.set_title(f"{title}: {report[f'{head}_accuracy']:.1%} right")
+        tidy(axis)
     return figure
 
 
@@ -167,7 +138,7 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     axis.set_ylabel("probability")
     if estimates:
         axis.legend(frameon=False)
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -231,5 +202,6 @@ def _label(axis: Axes, x: float, y: float, text: str) -> None:
     label.set_position(axis.transData.inverted().transform(place))
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """Takes away the lines of a diagram that say nothing."""
     axis.spines[["top", "right"]].set_visible(False)

@@ -4,20 +4,22 @@ The notebooks and the command line call these; on a fresh Colab machine, where n
 notebook is left on the disk, they fetch it back.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from agelib import AgelibError, drive, plots, sample
+from agelib import AgelibError, drive, plots, sample, score_plots
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
 from agelib.archives import ARCHIVES
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
-from agelib.evaluate import evaluate_run
+from agelib.evaluate import ESTIMATES, evaluate_run
+from agelib.report import compare_table
 from agelib.shards import MANIFEST, damaged_shards, read_manifest
 
 
@@ -137,7 +139,7 @@ def train(
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Evaluates the run's model.
+    """Evaluates the run's model, and draws figures of its scores.
 
     Returns:
         The report, as `evaluation.json` holds it.
@@ -145,9 +147,46 @@ def evaluate(config: Config) -> dict[str, Any]:
     pull_faces(config)
     _pull_run(config)
     report = evaluate_run(config)
-    plots.confusion(report).savefig(_figure(config, "confusion"))
+    estimates = read_estimates(config)
+    figures = {
+        "confusion": score_plots.confusion(report),
+        "age_errors": score_plots.age_errors(estimates),
+        "reliability": score_plots.reliability_diagram(estimates),
+        "groups": score_plots.groups(report),
+    }
+    for name, figure in figures.items():
+        figure.savefig(_figure(config, name))
     drive.push(config.run_folder, _run_on_drive(config))
     return report
+
+
+def read_estimates(config: Config) -> pd.DataFrame:
+    """Returns what the run's model says of each test face.
+
+    Returns:
+        As `agelib.report.estimates_table`.
+
+    Raises:
+        AgelibError: If the run has not been evaluated yet.
+    """
+    path = config.run_folder / ESTIMATES
+    if not path.exists():
+        raise AgelibError(f"{path} is missing: run the evaluate step (notebook 05) first.")
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
+    """Returns the test scores of several runs side by side; those not evaluated yet are.
+
+    Args:
+        config: Settings that the runs share: where they and their faces are.
+        runs: Their names.
+
+    Returns:
+        As `agelib.report.compare_table`.
+    """
+    reports = {run: evaluate(dataclasses.replace(config, run=run)) for run in runs}
+    return compare_table(reports)
 
 
 def pull_model(config: Config) -> Path:

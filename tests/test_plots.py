@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import sure, truth
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -15,7 +14,6 @@ from PIL import Image
 from agelib import plots
 from agelib.faces import Face
 from agelib.labels import BRANCH_NAMES, age_branch
-from agelib.metrics import metrics
 from agelib.predict import Estimate
 
 
@@ -29,11 +27,6 @@ def estimate_at(left, top, side=80, age=33):
         branches=np.eye(5)[age_branch(age)],
         genders=np.array([0.1, 0.9]),
     )
-
-
-def report():
-    genders = ([0, 1, 0, 1, 1], [0, 1, 1, 1, 1])
-    return metrics(truth([5, 20, 30, 30, 60], genders[0]), sure([5, 30, 30, 30, 45], genders[1]))
 
 
 def history(epochs):
@@ -54,7 +47,6 @@ FIGURES = {
     "age histogram of one gender": lambda: plots.age_histogram(np.array([30]), np.array([0])),
     "learning curves": lambda: plots.learning_curves(history(5)),
     "learning curves of one epoch": lambda: plots.learning_curves(history(1)),
-    "confusion": lambda: plots.confusion(report()),
     "age distributions": lambda: plots.age_distributions([estimate_at(0, 0), estimate_at(9, 9)]),
     "annotate": lambda: plots.annotate(NOISE[0], [estimate_at(5, 5, 20)]),
     "annotate without faces": lambda: plots.annotate(NOISE[0], []),
@@ -144,25 +136,6 @@ def test_learning_curves_show_train_and_val_of_three_measures():
         assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "val"]
         for line in axis.lines:
             assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
-
-
-def test_confusions_show_counts_and_shares_of_the_true_class():
-    figure = plots.confusion(report())
-    branches, genders = figure.axes
-    assert branches.get_title() == "age branch: 60.0% right"
-    assert genders.get_title() == "gender: 80.0% right"
-    cells = {tuple(map(int, text.get_position())): text.get_text() for text in branches.texts}
-    assert cells[2, 2] == "100%\n2"
-    assert cells[2, 1] == "100%\n1"
-    assert cells[1, 1] == "0%\n0"
-    assert (branches.get_xlabel(), branches.get_ylabel()) == ("estimated", "true")
-    assert [label.get_text() for label in branches.get_yticklabels()] == list(BRANCH_NAMES)
-
-
-def test_a_class_that_does_not_occur_leaves_its_row_empty():
-    branches = plots.confusion(report()).axes[0]
-    row = [text.get_text() for text in branches.texts if text.get_position()[1] == 3]
-    assert row == ["0%\n0"] * 5
 
 
 def test_age_distributions_name_every_face():

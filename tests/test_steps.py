@@ -114,9 +114,13 @@ def test_a_run_and_its_evaluation_are_on_drive(trained):
     assert set(files) == {
         "checkpoints/last.keras",
         "config.json",
+        "estimates.csv",
         "evaluation.json",
+        "figures/age_errors.png",
         "figures/confusion.png",
+        "figures/groups.png",
         "figures/learning_curves.png",
+        "figures/reliability.png",
         "history.csv",
         "model.keras",
     }
@@ -146,6 +150,22 @@ def test_a_model_comes_back_from_drive(next_machine, trained, no_work):
 def test_an_evaluation_comes_back_from_drive(next_machine, trained, no_work):
     expected = json.loads((trained.run_folder / "evaluation.json").read_text())
     assert steps.evaluate(next_machine) == expected
+
+
+def test_runs_are_compared_whether_evaluated_or_not(next_machine, trained):
+    other = dataclasses.replace(next_machine, run="other")
+    other.run_folder.mkdir(parents=True)
+    shutil.copy(trained.run_folder / "model.keras", other.run_folder)
+    table = steps.compare(next_machine, ["trained", "other"])
+    assert table.columns.tolist() == ["trained", "other"]
+    assert (table["trained"] == table["other"]).all()
+    with pytest.raises(AgelibError, match=r"nosuch.*model\.keras is missing"):
+        steps.compare(next_machine, ["trained", "nosuch"])
+
+
+def test_estimates_before_an_evaluation_are_asked_for(machine):
+    with pytest.raises(AgelibError, match="run the evaluate step"):
+        steps.read_estimates(machine)
 
 
 def test_cleaned_faces_come_back_from_drive_and_are_not_cleaned_again(cleaned, no_work):
