@@ -64,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--against", nargs="+", metavar="RUN", help="runs to set beside this one, on the same faces"
     )
-    predict.add_argument("photos", type=Path, nargs="+", help="image files or folders")
+    predict.add_argument(
+        "photos", nargs="+", help="images or videos: files, folders, patterns, addresses"
+    )
+    predict.add_argument("--csv", type=Path, help="file for a table with a row for each face")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
     return parser
 

@@ -4,10 +4,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agelib import AgelibError
 from agelib.config import Config
+
+if TYPE_CHECKING:  # each command imports what it needs: TensorFlow takes seconds
+    from agelib.photos import Photo
+    from agelib.predict import Estimate
 
 NAMES_A_RUN = ("profile", "run", "data")
 
@@ -95,30 +99,31 @@ def _model_path(config: Config, options: dict[str, Any]) -> Path:
 
 
 def _predict(config: Config, options: dict[str, Any]) -> None:
-    from agelib.faces import Rejected, read_image
-    from agelib.plots import annotate
-    from agelib.predict import Estimator, find_photos, name_pictures
+    from tqdm import tqdm
+
+    from agelib.photos import find_photos, read_photos
+    from agelib.predict import Estimator
+    from agelib.report import predictions_table
 
     if options["output"] and options["output"].is_file():
         raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
-    photos = find_photos(options["photos"])
+    if options["csv"] and not options["csv"].absolute().parent.is_dir():
+        raise AgelibError(f"{options['csv']} cannot be written: its folder does not exist.")
+    places = find_photos(options["photos"])
     model = _model_path(config, options)
-    estimator = Estimator(model)
+    judged = Estimator(model).predict_all(read_photos(places))
     results: list[dict[str, Any]] = []
-    for photo, name in zip(photos, name_pictures(photos), strict=True):
-        try:
-            image = read_image(photo)
-        except Rejected as error:
-            results.append({"photo": str(photo), "error": str(error), "faces": []})
-            continue
-        estimates = estimator.predict(image)
-        result = {"photo": str(photo), "faces": [estimate.to_dict() for estimate in estimates]}
-        if options["output"]:
-            options["output"].mkdir(parents=True, exist_ok=True)
-            target = options["output"] / name
-            annotate(image, estimates).savefig(target)
-            result["picture"] = str(target)
+    taken: set[str] = set()
+    # A bar for a single photo would be gone before it is read.
+    for photo, estimates in tqdm(judged, "predict", unit=" photos", disable=len(places) == 1):
+        result = {"photo": photo.name, "faces": [estimate.to_dict() for estimate in estimates]}
+        if photo.error:
+            result["error"] = photo.error
+        elif options["output"]:
+            result["picture"] = str(_draw(photo, estimates, options["output"], taken))
         results.append(result)
+    if options["csv"]:
+        predictions_table(results).to_csv(options["csv"], index=False)
     if options["json"]:
         print(json.dumps(results, indent=1))
     else:
@@ -129,6 +134,16 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
 
 
+def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[str]) -> Path:
+    from agelib.photos import name_picture
+    from agelib.plots import annotate
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name_picture(photo.name, taken)
+    annotate(photo.image, estimates).savefig(path)
+    return path
+
+
 def _print_faces(result: dict[str, Any]) -> None:
     if "error" in result:
         print(result["error"])
@@ -136,8 +151,9 @@ def _print_faces(result: dict[str, Any]) -> None:
     print(f"{result['photo']}: {len(result['faces']) or 'no'} face(s)")
     for face in result["faces"]:
         share = face["gender_probabilities"][face["gender"]]
+        low, high = face["age_interval"]
         print(
-            f"  {face['gender']} ({share:.0%}), {face['age']:.1f} years, branch "
+            f"  {face['gender']} ({share:.0%}), {face['age']:.1f} years ({low}-{high}), branch "
             f"{face['age_branch']}, at {face['box']}"
         )
     if "picture" in result:
@@ -165,7 +181,8 @@ def _run(config: Config, options: dict[str, Any]) -> None:
     _evaluate(config, {"images": None, "model": None, "against": None, "json": False})
     photo = _astronaut(config)
     model = config.run_folder / "model.keras"
-    _predict(config, {"photos": [photo], "model": model, "json": False, "output": photo.parent})
+    options = {"photos": [photo], "model": model, "output": photo.parent}
+    _predict(config, options | {"json": False, "csv": None})
 
 
 def _astronaut(config: Config) -> Path:

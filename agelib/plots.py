@@ -178,7 +178,7 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
             left,
             top,
             f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
-            f"({estimate.branch}: {estimate.branches.max():.0%})",
+            f"({estimate.interval[0]}-{estimate.interval[1]})",
         )
     return figure
 

@@ -1,26 +1,26 @@
 """Prediction: a photo to faces, each with age, age branch and gender."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from agelib import AgelibError
+from agelib.calibration import age_interval
 from agelib.detector import FaceDetector
 from agelib.evaluate import probabilities
-from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, read_image, resize
+from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, resize
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.metrics import mean_age
 from agelib.model import PRETRAINED, load_model
+from agelib.photos import Photo, read_photo
 
 # Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
 _CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
 PHOTO_CANVAS = _CANVASES[-1]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PICTURE_SUFFIX = ".estimates.png"
+_BATCH_BYTES = 100_000_000  # of photos whose faces are judged together
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Estimate:
     Attributes:
         face: Where it is.
         age: Years, the mean of `ages`.
+        interval: The youngest and oldest whole years of the middle 80 % of `ages`.
         ages: Probabilities of the years 1 to 85, float of shape (85,).
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
@@ -37,6 +38,7 @@ class Estimate:
 
     face: Face
     age: float
+    interval: tuple[int, int]
     ages: np.ndarray
     branches: np.ndarray
     genders: np.ndarray
@@ -57,6 +59,7 @@ class Estimate:
             "box": [round(value, 1) for value in self.face.box],
             "confidence": round(self.face.confidence, 4),
             "age": round(self.age, 1),
+            "age_interval": list(self.interval),
             "age_branch": self.branch,
             "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
             "gender": self.gender,
@@ -80,11 +83,12 @@ class Estimator:
         self._crop = note["crop"]
         self._detector = FaceDetector()
 
-    def predict(self, photo: Path | bytes | np.ndarray) -> list[Estimate]:
+    def predict(self, photo: str | Path | bytes | np.ndarray | Image.Image) -> list[Estimate]:
         """Finds and judges the faces of one photo.
 
         Args:
-            photo: A path, a file's bytes, or RGB uint8 of shape (height, width, 3).
+            photo: A path, an http address, a file's bytes, RGB uint8 of shape (height, width, 3),
+                or a PIL image.
 
         Returns:
             One estimate a face, from left to right; empty if there is none.
@@ -92,73 +96,60 @@ class Estimator:
         Raises:
             AgelibError: If the photo cannot be read, or is an array of another form.
         """
-        image = _check(photo) if isinstance(photo, np.ndarray) else read_image(photo)
+        image = read_photo(photo)
+        return self._judge([image], [self._find(image)])[0]
+
+    def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
+        """Judges the faces of many photos, those of several photos at a time.
+
+        Args:
+            photos: From `agelib.photos.read_photos`, for example; read as they are needed.
+
+        Yields:
+            Each photo, in order, and its estimates; none for one that could not be read.
+        """
+        batch: list[Photo] = []
+        for photo in photos:
+            batch.append(photo)
+            if sum(each.image.size for each in batch if each.image is not None) > _BATCH_BYTES:
+                yield from self._judge_photos(batch)
+                batch = []
+        yield from self._judge_photos(batch)
+
+    def _judge_photos(self, photos: Sequence[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
+        images = [photo.image for photo in photos if photo.image is not None]
+        judged = iter(self._judge(images, [self._find(image) for image in images]))
+        for photo in photos:
+            yield photo, [] if photo.image is None else next(judged)
+
+    def _find(self, image: np.ndarray) -> list[Face]:
         long_side = max(image.shape[:2])
         canvas_size = next((size for size in _CANVASES if size >= long_side), PHOTO_CANVAS)
         faces = self._detector.detect([image], canvas_size)[0]
-        return self._judge(image, sorted(faces, key=lambda face: face.box[0]))
+        return sorted(faces, key=lambda face: face.box[0])
 
-    def _judge(self, image: np.ndarray, faces: Sequence[Face]) -> list[Estimate]:
-        if not faces:
-            return []
+    def _judge(
+        self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
+    ) -> list[list[Estimate]]:
+        """Returns the estimates of each image's faces."""
         size = self.model.input_shape[1:3]
-        crops = [resize(crop_face(image, face, **self._crop), size) for face in faces]
-        outputs = probabilities(self.model, np.stack(crops))
-        years = mean_age(outputs["age"])
-        return [
-            Estimate(face, float(age), ages, branches, genders)
-            for face, age, ages, branches, genders in zip(
-                faces, years, outputs["age"], outputs["age_branch"], outputs["gender"], strict=True
-            )
+        crops = [
+            resize(crop_face(image, face, **self._crop), size)
+            for image, found in zip(images, faces, strict=True)
+            for face in found
         ]
+        if not crops:
+            return [[] for _ in images]
+        outputs = probabilities(self.model, np.stack(crops))
+        judged = iter(_estimates([face for found in faces for face in found], outputs))
+        return [[next(judged) for _ in found] for found in faces]
 
 
-def find_photos(places: Sequence[Path]) -> list[Path]:
-    """Returns the photos among files and folders, folders read at any depth.
-
-    Annotated pictures (`*.estimates.png`) in a folder are no photos.
-
-    Raises:
-        AgelibError: If a place does not exist or a folder holds no photo.
-    """
-    photos = []
-    for place in map(Path, places):
-        if not place.exists():
-            raise AgelibError(f"{place} does not exist.")
-        found = [place] if place.is_file() else sorted(_images_below(place))
-        if not found:
-            raise AgelibError(f"{place} holds no photo ({', '.join(IMAGE_SUFFIXES)}).")
-        photos += found
-    return photos
-
-
-def name_pictures(photos: Sequence[Path]) -> list[str]:
-    """Returns a file name of its own for the annotated picture of each photo."""
-    names: dict[str, str] = {}
-    for photo in photos:
-        stems = chain([photo.stem], (f"{photo.stem}-{number}" for number in count(2)))
-        # Some file systems take A.png and a.png for one file.
-        stem = next(stem for stem in stems if stem.lower() not in names)
-        names[stem.lower()] = f"{stem}{PICTURE_SUFFIX}"
-    return list(names.values())
-
-
-def _images_below(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return [
-        path
-        for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(PICTURE_SUFFIX)
-    ]
-
-
-def _check(image: np.ndarray) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise AgelibError(
-            f"The photo is {image.dtype} of shape {image.shape}, but must be RGB uint8 of shape "
-            "(height, width, 3), as agelib.faces.read_image returns it."
-        )
-    return image
+def _estimates(faces: Sequence[Face], outputs: dict[str, np.ndarray]) -> list[Estimate]:
+    years, ages = mean_age(outputs["age"]), outputs["age"]
+    ends = np.stack(age_interval(ages), axis=1).tolist()
+    columns = faces, years.tolist(), map(tuple, ends), ages, outputs["age_branch"]
+    return [Estimate(*row) for row in zip(*columns, outputs["gender"], strict=True)]
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import one_line
 from PIL import Image
@@ -184,7 +186,32 @@ def test_predict_tells_what_it_sees(options, album, capsys):
     assert "a-broken.jpg cannot be read as an image" in text
     assert "b-astronaut.png: 1 face(s)\n  " in text
     assert "c-wall.png: no face(s)" in text
-    assert " years, branch " in text
+    assert re.search(r" years \(\d+-\d+\), branch ", text)
+
+
+def test_predict_writes_a_table_with_every_face_and_what_has_none(options, album, tmp_path, capsys):
+    table = tmp_path / "faces.csv"
+    assert main(["predict", *options, str(album), "--csv", str(table)]) == 0
+    found = pd.read_csv(table, keep_default_na=False, index_col="photo")
+    found.index = [Path(name).name for name in found.index]
+    assert found.loc["c-wall.png", "note"] == "no face"
+    assert "cannot be read" in found.loc["a-broken.jpg", "note"]
+    face = found.loc["b-astronaut.png"]
+    assert face["note"] == ""
+    assert int(face["age_low"]) <= float(face["age"]) <= int(face["age_high"])
+
+
+def test_a_table_that_cannot_be_written_is_one_sentence(options, album, capsys):
+    photo = str(album / "b-astronaut.png")
+    assert main(["predict", *options, photo, "--csv", str(album / "no" / "faces.csv")]) == 1
+    assert "faces.csv" in one_line(capsys.readouterr().err)
+
+
+def test_runs_are_set_side_by_side(trained, options, capsys):
+    assert main(["evaluate", *options, "--against", "trained"]) == 0
+    assert "AGE accuracy" in capsys.readouterr().out
+    assert main(["evaluate", *options, "--against", "nosuch"]) == 1
+    assert "nosuch" in one_line(capsys.readouterr().err.splitlines()[-1] + "\n")
 
 
 def test_predict_draws_what_it_sees(options, album, tmp_path, capsys):

@@ -23,6 +23,7 @@ def estimate_at(left, top, side=80, age=33):
     return Estimate(
         face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
         age=float(age),
+        interval=(age, age),
         ages=ages,
         branches=np.eye(5)[age_branch(age)],
         genders=np.array([0.1, 0.9]),
@@ -174,8 +175,8 @@ def test_every_face_has_a_box_and_a_label():
     assert [box.get_xy() for box in boxes] == [(100, 200), (500, 300)]
     assert [(box.get_width(), box.get_height()) for box in boxes] == [(80, 80)] * 2
     assert [text.get_text() for text in axis.texts] == [
-        "Female 90%\n33 years (24-39: 100%)",
-        "Female 90%\n70 years (56-85: 100%)",
+        "Female 90%\n33 years (33-33)",
+        "Female 90%\n70 years (70-70)",
     ]
 
 

@@ -1,7 +1,5 @@
 import dataclasses
-import itertools
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,14 +8,15 @@ from conftest import build_tiny_model
 from PIL import Image
 from skimage import data
 
-from agelib import AgelibError
+from agelib import AgelibError, predict
 from agelib.backend import keras
 from agelib.evaluate import probabilities
 from agelib.faces import Face, crop_face
 from agelib.labels import AGE_BRANCHES
 from agelib.model import save_model
+from agelib.photos import Photo, read_photos
 from agelib.pipeline import ordered_batches
-from agelib.predict import PHOTO_CANVAS, Estimator, find_photos, name_pictures
+from agelib.predict import PHOTO_CANVAS, Estimator
 from agelib.shards import FaceSet
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
@@ -94,6 +93,7 @@ def test_an_estimate_is_json(estimator, photo):
         "box",
         "confidence",
         "age",
+        "age_interval",
         "age_branch",
         "age_branch_probabilities",
         "gender",
@@ -109,6 +109,14 @@ def test_path_bytes_and_array_give_the_same(estimator, photo):
     assert same(estimator.predict(str(photo)), expected)
     assert same(estimator.predict(photo.read_bytes()), expected)
     assert same(estimator.predict(data.astronaut()), expected)
+    assert same(estimator.predict(Image.open(photo)), expected)
+
+
+def test_the_age_lies_in_its_interval(estimator, photo):
+    [estimate] = estimator.predict(photo)
+    low, high = estimate.interval
+    assert estimate.ages[: low - 1].sum() < 0.1 <= estimate.ages[:low].sum()
+    assert estimate.ages[: high - 1].sum() < 0.9 <= estimate.ages[:high].sum() + 1e-6
 
 
 def test_the_model_is_shown_the_crop_that_training_makes(estimator, seen, photo):
@@ -202,7 +210,7 @@ def test_crops_are_resized_as_in_training(
         estimator.model, "predict_on_batch", lambda batch: shown.append(batch) or predict(batch)
     )
     face = Face((0, 0, 9, 9), 1.0, np.zeros((5, 2)))
-    estimator._judge(np.zeros((9, 9, 3), np.uint8), [face] * 8)
+    estimator._judge([np.zeros((9, 9, 3), np.uint8)], [[face] * 8])
     difference = np.abs(shown[0].astype(int) - expected)
     assert difference.mean() < 1.5
 
@@ -250,65 +258,40 @@ def test_a_keras_model_that_is_not_ours_is_refused(tiny_networks, tmp_path):
         Estimator(tmp_path / "foreign.keras")
 
 
-# Finding photos
+# Many photos
 
 
-@pytest.fixture
-def album(tmp_path):
-    for name in ("b.JPG", "a.png", "deep/er/c.webp", "notes.txt", "deep/d.jpeg"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return tmp_path
+def test_many_photos_are_judged_as_each_alone(estimator, photo, monkeypatch):
+    names = [photo, photo.parent / "gone.png", photo, photo]
+    alone = estimator.predict(photo)
+    for most in (0, 10**9):
+        monkeypatch.setattr(predict, "_BATCH_BYTES", most)
+        judged = list(estimator.predict_all(read_photos(names)))
+        assert [each.name for each, _ in judged] == [str(name) for name in names]
+        assert judged[1][1] == []
+        assert "cannot be read" in judged[1][0].error
+        for i in (0, 2, 3):
+            assert judged[i][1][0].age == pytest.approx(alone[0].age, abs=1e-3)
 
 
-def test_photos_are_found_at_any_depth_in_a_steady_order(album):
-    found = [path.relative_to(album).as_posix() for path in find_photos([album])]
-    assert found == ["a.png", "b.JPG", "deep/d.jpeg", "deep/er/c.webp"]
+def test_many_photos_are_read_as_they_are_needed(estimator, photo, monkeypatch):
+    monkeypatch.setattr(predict, "_BATCH_BYTES", 10**6)
+    read = []
+
+    def photos():
+        for i in range(20):
+            read.append(i)
+            yield Photo(str(i), data.astronaut())
+
+    judged = estimator.predict_all(photos())
+    next(judged)
+    assert len(read) < 4
+    assert len(list(judged)) == 19
 
 
-def test_a_file_named_by_hand_is_taken_whatever_its_name(album):
-    places = [album / "notes.txt", album / "deep", str(album / "b.JPG")]
-    found = [path.name for path in find_photos(places)]
-    assert found == ["notes.txt", "d.jpeg", "c.webp", "b.JPG"]
-
-
-def test_pictures_that_an_earlier_call_drew_are_no_photos(album):
-    photos = find_photos([album])
-    drawn = album / "a.estimates.png"
-    drawn.touch()
-    assert find_photos([album]) == photos
-    assert find_photos([drawn]) == [drawn]
-
-
-def test_a_picture_is_named_after_its_photo():
-    assert name_pictures([Path("x/a.jpg"), Path("b.c.png")]) == [
-        "a.estimates.png",
-        "b.c.estimates.png",
-    ]
-
-
-def test_no_two_photos_share_a_picture():
-    photos = [Path(name) for name in ("a.jpg", "a.png", "a-2.jpg", "x/a.jpg", "A.jpg", "a-2.png")]
-    for order in itertools.permutations(photos):
-        names = name_pictures(order)
-        assert len({name.lower() for name in names}) == len(photos)
-
-
-def test_a_folder_named_like_a_photo_is_no_photo(album):
-    (album / "album.jpg").mkdir()
-    (album / "album.jpg" / "inside.jpg").write_bytes(b"")
-    found = [path.relative_to(album).as_posix() for path in find_photos([album])]
-    assert "album.jpg" not in found
-    assert "album.jpg/inside.jpg" in found
-
-
-def test_a_place_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(AgelibError, match=r"missing\.jpg does not exist"):
-        find_photos([tmp_path / "missing.jpg"])
-
-
-def test_a_folder_without_a_photo_is_named(tmp_path):
-    (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(AgelibError, match=r"holds no photo \(\.jpg, "):
-        find_photos([tmp_path])
+def test_faces_stay_with_their_photo(estimator):
+    astronaut = data.astronaut()
+    wall = np.full((200, 300, 3), 90, np.uint8)
+    two = np.hstack([astronaut, astronaut])
+    photos = [Photo(name, image) for name, image in (("a", astronaut), ("b", wall), ("c", two))]
+    assert [len(faces) for _, faces in estimator.predict_all(photos)] == [1, 0, 2]
