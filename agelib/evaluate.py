@@ -1,7 +1,8 @@
 """Evaluation: what a model gets right, on faces it has not been trained on."""
 
+import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,20 @@ def probabilities(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarr
 
 
 def _views(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarray]:
-    seen, mirrored = (model.predict_on_batch(images) for images in (crops, crops[:, :, ::-1]))
-    return {name: np.stack([seen[name], mirrored[name]]) for name in seen}
+    outputs = _graph(model)(np.concatenate([crops, crops[:, :, ::-1]]))
+    return {name: np.stack(np.split(each.numpy(), 2)) for name, each in outputs.items()}
+
+
+@functools.lru_cache(maxsize=2)
+def _graph(model: "keras.Model") -> Callable[[np.ndarray], dict[str, Any]]:
+    """Returns the model traced once, for any number of faces; Keras' predict traces it again."""
+    from agelib.backend import tf
+
+    return tf.function(
+        lambda images: model(tf.cast(images, tf.float32), training=False),
+        input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+        autograph=False,
+    )
 
 
 def _mean_of_views(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -37,16 +37,15 @@ def estimator(model_path):
 
 
 @pytest.fixture
-def seen(estimator, monkeypatch):
-    """The batches of crops that the model is shown, each followed by its mirror image."""
+def seen(monkeypatch):
+    """The batches of crops that a model is shown."""
     batches = []
-    predict = estimator.model.predict_on_batch
 
-    def remember(crops):
+    def remember(model, crops):
         batches.append(crops)
-        return predict(crops)
+        return probabilities(model, crops)
 
-    monkeypatch.setattr(estimator.model, "predict_on_batch", remember)
+    monkeypatch.setattr(predict, "probabilities", remember)
     return batches
 
 
@@ -121,7 +120,7 @@ def test_the_age_lies_in_its_interval(estimator, photo):
 
 def test_the_model_is_shown_the_crop_that_training_makes(estimator, seen, photo):
     [estimate] = estimator.predict(photo)
-    crops, _ = seen
+    [crops] = seen
     expected = crop_face(data.astronaut(), estimate.face, 64, 0.3)
     np.testing.assert_array_equal(crops, expected[None])
 
@@ -134,7 +133,7 @@ def test_two_faces_are_told_from_left_to_right(estimator, seen):
     for offset, estimate in zip((0, 512), estimates, strict=True):
         box = np.add(ASTRONAUT_BOX, (offset, 0, offset, 0))
         np.testing.assert_allclose(estimate.face.box, box, atol=15)
-    crops, _ = seen
+    [crops] = seen
     assert crops[0].mean() > 1.5 * crops[1].mean()
     alone = probabilities(estimator.model, crops[1:])
     np.testing.assert_allclose(estimates[1].ages, alone["age"][0], atol=1e-5)
@@ -170,6 +169,19 @@ def test_a_photo_on_its_side_is_turned_before_its_faces_are_sought(estimator, tm
     np.testing.assert_allclose(estimate.face.box, ASTRONAUT_BOX, atol=12)
 
 
+def test_the_model_is_traced_once_for_any_number_of_faces(model_path, photo):
+    estimator = Estimator(model_path)
+    traces = []
+    call = estimator.model.call
+    estimator.model.call = lambda *arguments, **options: (
+        traces.append(1) or call(*arguments, **options)
+    )
+    crops = np.zeros((7, 64, 64, 3), np.uint8)
+    for count in (1, 7, 2, 1, 5):
+        probabilities(estimator.model, crops[:count])
+    assert len(traces) == 1
+
+
 def test_photos_of_many_sizes_need_few_canvases(estimator, monkeypatch):
     # Each canvas size is compiled on its own, which takes longer than the photo.
     canvases = set()
@@ -194,7 +206,7 @@ def test_a_model_that_sees_another_size_gets_its_crops_resized(tiny_networks, tm
 
 @pytest.mark.parametrize("image_size", [48, 96])
 def test_crops_are_resized_as_in_training(
-    tiny_networks, tmp_path, monkeypatch, sample_faces, image_size
+    tiny_networks, tmp_path, monkeypatch, seen, sample_faces, image_size
 ):
     faces = FaceSet([sample_faces.faces / "wiki"], "val")
     expected = next(iter(ordered_batches(faces, 8, image_size)))[0].numpy().astype(int)
@@ -204,14 +216,9 @@ def test_crops_are_resized_as_in_training(
     estimator = Estimator(path)
     crops = iter([faces.image(i) for i in range(8)])
     monkeypatch.setattr("agelib.predict.crop_face", lambda *arguments, **options: next(crops))
-    shown = []
-    predict = estimator.model.predict_on_batch
-    monkeypatch.setattr(
-        estimator.model, "predict_on_batch", lambda batch: shown.append(batch) or predict(batch)
-    )
     face = Face((0, 0, 9, 9), 1.0, np.zeros((5, 2)))
     estimator._judge([np.zeros((9, 9, 3), np.uint8)], [[face] * 8])
-    difference = np.abs(shown[0].astype(int) - expected)
+    difference = np.abs(seen[0].astype(int) - expected)
     assert difference.mean() < 1.5
 
 
