@@ -7,8 +7,8 @@ The six notebooks tell the story and these modules do the work:
 at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data ·
 `augment` varied images · `hardware` GPUs and precision · `backbone` EfficientNet · `model` with two
 heads · `recipe`, `callbacks`, `train` · `evaluate`, `bootstrap`, `report` scores · `predict` ·
-`ship` the model that comes along · `plots` · `steps` all of it in order, which is what the
-notebooks and `python -m agelib` (`commands`) call.
+`formats`, `export` for other runtimes · `ship` the model that comes along · `plots` · `steps` all
+of it in order, which is what the notebooks and `python -m agelib` (`commands`) call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

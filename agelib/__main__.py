@@ -18,12 +18,14 @@ _STEPS = {
     "train": "shards to a model",
     "evaluate": "model and test faces to a results table",
     "predict": "photos to ages and genders",
+    "export": "a model to SavedModel, TFLite (float32, int8) and ONNX, checked against Keras",
     "ship": "a run's model to agelib/pretrained (for maintainers)",
     "run": "the first six in order; what is done is skipped",
 }
 
 _MODEL_HELP = {
     "evaluate": "a model.keras to test on --images; default as for predict",
+    "export": "a model.keras; default as for predict",
     "predict": "a model.keras; default: the run's if --profile, --run or --data is given, else the "
     "one that comes with agelib",
 }
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--csv", type=Path, help="file for a table with a row for each face")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
+    export = commands.choices["export"]
+    export.add_argument("--output", type=Path, required=True, help="folder to write to")
+    export.add_argument(
+        "--formats", nargs="+", default=(), help="of saved_model, tflite, int8, onnx; default: all"
+    )
+    export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
     return parser
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Sends what C++ code writes to the process' standard error nowhere.
 
     TensorFlow's first messages ignore TF_CPP_MIN_LOG_LEVEL: they come before its logging starts.
+    So do its converters'.
     """
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -27,10 +28,10 @@ def _silent_stderr() -> Iterator[None]:
 # time of networks on others too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-with _silent_stderr():
+with silent_stderr():
     import keras
     import tensorflow as tf
 
     tf.config.list_physical_devices()
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "silent_stderr", "tf"]

@@ -160,6 +160,22 @@ def _print_faces(result: dict[str, Any]) -> None:
         print(f"  drawn in {result['picture']}")
 
 
+def _export(config: Config, options: dict[str, Any]) -> None:
+    from agelib.export import export, faces_to_check, readable
+    from agelib.model import load_model
+
+    path = _model_path(config, options)
+    crops, what = faces_to_check(config, load_model(path)[1]["crop"], options["images"])
+    table = export(path, options["output"], crops, options["formats"])
+    if options["json"]:
+        print(table.to_json(orient="records", indent=1))
+    else:
+        print(f"model: {path}, compared on {what}", readable(table).to_string(), sep="\n\n")
+        print("\ndifferences from Keras; ms: the median call of one face, on this machine's CPU")
+    if problems := [problem for problem in table["problem"] if problem]:
+        raise AgelibError(" ".join(problems))
+
+
 def _ship(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
     from agelib.model import PRETRAINED
@@ -203,6 +219,7 @@ COMMANDS: dict[str, Callable[[Config, dict[str, Any]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "export": _export,
     "ship": _ship,
     "run": _run,
 }

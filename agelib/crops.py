@@ -45,12 +45,12 @@ def detector(alone: bool) -> "FaceDetector":
 
 
 def crop_images(
-    paths: Sequence[Path], crop: dict[str, Any], alone: bool
+    paths: Sequence[Path | bytes], crop: dict[str, Any], alone: bool
 ) -> Iterator[bytes | Rejected]:
     """Finds and crops the face that each image is about.
 
     Args:
-        paths: Image files.
+        paths: Image files, or their bytes.
         crop: Settings of `faces.crop_face`.
         alone: As for `detector`.
 
@@ -77,7 +77,7 @@ def _ahead(pool: Executor, call: Callable, items: Iterable) -> Iterator:
         yield pending.popleft().result()
 
 
-def _read(paths: Sequence[Path]) -> list[_Image]:
+def _read(paths: Sequence[Path | bytes]) -> list[_Image]:
     return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
 
 

@@ -285,6 +285,53 @@ def test_predict_names_a_photo_that_does_not_exist(options, tmp_path, capsys):
     assert one_line(capsys.readouterr().err).endswith("gone.jpg does not exist.")
 
 
+# Export
+
+
+def test_export_shows_each_format_that_is_written(options, tmp_path, capsys):
+    out = tmp_path / "out"
+    formats = ["--formats", "saved_model", "tflite"]
+    assert main(["export", *options, "--output", str(out), *formats]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["model.tflite", "saved_model"]
+    text = capsys.readouterr().out
+    assert "model.keras, compared on 140 test faces of" in text
+    for mark in ("Keras", "SavedModel", "TFLite", "ms a face"):
+        assert mark in text
+
+
+def test_export_writes_the_others_and_names_what_is_missing(options, tmp_path, monkeypatch, capsys):
+    from agelib.formats import FORMATS
+
+    onnx = dataclasses.replace(FORMATS["onnx"], packages=("no_such_package",))
+    monkeypatch.setitem(FORMATS, "onnx", onnx)
+    arguments = ["--output", str(tmp_path), "--formats", "onnx", "tflite"]
+    assert main(["export", "--json", *options, *arguments]) == 1
+    output = capsys.readouterr()
+    assert "pip install no_such_package" in output.err.splitlines()[-1]
+    rows = {row["format"]: row for row in json.loads(output.out)}
+    assert rows["ONNX"]["megabytes"] is None
+    assert rows["TFLite"]["same_gender"] >= 0.95
+    assert (tmp_path / "model.tflite").exists()
+
+
+def test_export_checks_on_photos_of_one_s_own(options, album, tmp_path, capsys):
+    arguments = ["--images", str(album), "--output", str(tmp_path / "out"), "--formats", "tflite"]
+    assert main(["export", *options, *arguments]) == 0
+    assert f"compared on 1 faces in the photos of {album}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_export_in_a_real_terminal_says_nothing_but_its_table(options, tmp_path):
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    arguments = ["--output", str(tmp_path), "--formats", "saved_model", "tflite", "int8"]
+    command = [sys.executable, "-m", "agelib", "export", *options, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("model: ")
+    assert "endpoint" not in done.stdout
+
+
 # Ship
 
 

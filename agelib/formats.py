@@ -1,0 +1,139 @@
+"""The formats that a model can be exported to: how each is written, and how its runtime runs it.
+
+What is exported takes RGB of 0 to 255, float32 of shape (n, side, side, 3), as `image`, and gives
+`age`, `age_branch` and `gender` by name, as the model itself does, for any number of faces.
+"""
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from agelib import AgelibError
+from agelib.backend import keras, silent_stderr, tf
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of other runtimes.
+
+    Attributes:
+        title: Its name, as people write it.
+        file: What its file or folder is called.
+        write: Writes a model to a path.
+        load: Returns, for a path, what runs its model on images.
+        exact: Whether it computes in full floats, as Keras does.
+        packages: Those it takes that agelib does not.
+    """
+
+    title: str
+    file: str
+    write: Callable[[keras.Model, Path], None]
+    load: Callable[[Path], Run]
+    exact: bool = True
+    packages: tuple[str, ...] = ()
+
+    def need_packages(self) -> None:
+        """Makes sure that everything it takes is installed.
+
+        Raises:
+            AgelibError: If a package is missing.
+        """
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise AgelibError(f"{self.title} takes more packages: pip install {' '.join(missing)}")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Drops what converters tell about themselves; what goes wrong they raise."""
+    nowhere = io.StringIO()
+    with (
+        silent_stderr(),
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _served(model: keras.Model) -> tf.Module:
+    """Returns what TensorFlow itself can save; Keras' own export holds every weight twice."""
+    spec = tf.TensorSpec(model.input_shape, tf.float32, name="image")
+    served = tf.Module()
+    served.weights = [weight.value for weight in model.weights]
+    served.serve = tf.function(lambda image: model(image, training=False), input_signature=[spec])
+    return served
+
+
+def _write_saved_model(model: keras.Model, path: Path) -> None:
+    served = _served(model)
+    tf.saved_model.save(served, path, signatures=served.serve)
+
+
+def _write_tflite(model: keras.Model, path: Path, int8: bool = False) -> None:
+    served = _served(model)
+    graph = served.serve.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph], served)
+    if int8:
+        # Weights beforehand, each layer's input by its own range when it runs. Ranges that are
+        # fixed beforehand too do not fit: squeeze-and-excitation's are a hundred times wider for
+        # some faces than for others. They cost points of accuracy; this costs a tenth of one.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    path.write_bytes(converter.convert())
+
+
+def _write_onnx(model: keras.Model, path: Path) -> None:
+    model.export(path, format="onnx", verbose=False)
+
+
+def _load_saved_model(path: Path) -> Run:
+    loaded = tf.saved_model.load(path)  # kept, as its variables live no longer than itself
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = loaded.signatures["serving_default"](image=tf.constant(images))
+        return {name: values.numpy() for name, values in outputs.items()}
+
+    return run
+
+
+def _load_tflite(path: Path) -> Run:
+    signature = tf.lite.Interpreter(model_content=path.read_bytes()).get_signature_runner()
+    return lambda images: signature(image=images)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(None, {"image": images}), strict=True))
+
+
+FORMATS = {
+    "saved_model": Format("SavedModel", "saved_model", _write_saved_model, _load_saved_model),
+    "tflite": Format("TFLite", "model.tflite", _write_tflite, _load_tflite),
+    "int8": Format(
+        "TFLite int8",
+        "model.int8.tflite",
+        partial(_write_tflite, int8=True),
+        _load_tflite,
+        exact=False,
+    ),
+    "onnx": Format(
+        "ONNX",
+        "model.onnx",
+        _write_onnx,
+        _load_onnx,
+        packages=("onnx", "onnxruntime", "tf2onnx"),
+    ),
+}

@@ -1,0 +1,302 @@
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import build_tiny_model
+from PIL import Image
+from skimage import data
+
+from agelib import AgelibError, clean, download
+from agelib.backend import keras
+from agelib.config import Config
+from agelib.evaluate import estimate, metrics
+from agelib.export import export, faces_to_check, readable
+from agelib.formats import FORMATS
+from agelib.model import PRETRAINED, load_model, save_model
+from agelib.sample import draw_portrait
+from agelib.shards import FaceSet
+
+CROP = {"crop_size": 64, "margin": 0.0, "align": False}
+BUILT_IN = ("saved_model", "tflite", "int8")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    keras.utils.set_random_seed(4)
+    model = build_tiny_model("EfficientNetB0", 48, augment=False)
+    # Wide enough apart that an answer is no tie.
+    model.set_weights([3 * weights for weights in model.get_weights()])
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    save_model(model, path, {"crop": CROP})
+    return path
+
+
+@pytest.fixture(scope="module")
+def crops():
+    rng = np.random.default_rng(0)
+    return [draw_portrait(5 + 2 * i, i % 2, rng, 64) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def exported(model_path, crops, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "new"
+    return folder, export(model_path, folder, crops, BUILT_IN)
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """Changes a format for the test."""
+
+    def patch(name, **changes):
+        monkeypatch.setitem(FORMATS, name, dataclasses.replace(FORMATS[name], **changes))
+
+    return patch
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# What is written
+
+
+def test_the_files_are_there_and_nothing_else(exported):
+    folder, table = exported
+    assert names(folder) == ["model.int8.tflite", "model.tflite", "saved_model"]
+    assert table["format"].tolist() == ["Keras", "SavedModel", "TFLite", "TFLite int8"]
+    assert set(table["problem"]) == {""}
+    sizes = table.set_index("file")["megabytes"] * 1e6
+    for name in ("model.tflite", "model.int8.tflite"):
+        assert round(sizes[name]) == (folder / name).stat().st_size
+    assert sizes["model.int8.tflite"] < 0.6 * sizes["model.tflite"]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("count", [1, 7])
+def test_each_runtime_takes_any_number_of_pixels_of_0_to_255(
+    exported, model_path, crops, name, count
+):
+    folder, _ = exported
+    model, _ = load_model(model_path)
+    images = np.float32([Image.fromarray(crop).resize((48, 48)) for crop in crops[:count]])
+    expected = model.predict_on_batch(images)
+    found = FORMATS[name].load(folder / FORMATS[name].file)(images)
+    assert set(found) == {"age", "age_branch", "gender"}
+    for head, values in expected.items():
+        assert found[head].shape == values.shape
+        np.testing.assert_allclose(found[head], values, atol=0.05 if name == "int8" else 1e-5)
+
+
+def test_onnx_answers_as_keras_does(model_path, crops, tmp_path):
+    for package in FORMATS["onnx"].packages:
+        pytest.importorskip(package, reason="of the optional extra `export`")
+    table = export(model_path, tmp_path, crops, ["onnx"])
+    assert table["problem"].tolist() == ["", ""]
+    assert table["largest_difference"][1] < 1e-5
+    assert names(tmp_path) == ["model.onnx"]
+
+
+def test_the_table_holds_what_was_measured(exported):
+    _, table = exported
+    exact = table[table["format"] != "TFLite int8"]
+    assert (exact["largest_difference"] < 1e-5).all()
+    assert (exact["years"] < 1e-3).all()
+    int8 = table.iloc[-1]
+    assert 1e-5 < int8["largest_difference"] < 0.05
+    assert 0 < int8["years"] <= 0.5
+    assert (table[["same_branch", "same_gender"]] >= 0.95).all(axis=None)
+    assert (table["milliseconds"] > 0).all()
+
+
+def test_the_table_is_read_without_what_is_not_there(exported):
+    _, table = exported
+    text = readable(table.assign(problem=["", "", "", "no"]))
+    assert text.index.tolist() == ["Keras", "SavedModel", "TFLite"]
+    assert text["same branch"].tolist() == ["100.0%"] * 3
+
+
+def test_exporting_again_replaces_what_was_there(model_path, crops, tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model" / "old.pb").write_bytes(b"old")
+    (tmp_path / "model.tflite").write_bytes(b"old")
+    export(model_path, tmp_path, crops, ["saved_model", "tflite"])
+    assert names(tmp_path) == ["model.tflite", "saved_model"]
+    assert not (tmp_path / "saved_model" / "old.pb").exists()
+    assert (tmp_path / "model.tflite").stat().st_size > 3
+
+
+def test_nothing_of_the_converters_reaches_the_terminal(model_path, crops, tmp_path, capfd):
+    export(model_path, tmp_path, crops, BUILT_IN)
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert all(
+        line.startswith("export:") for line in output.err.replace("\r", "\n").split("\n") if line
+    )
+
+
+# What goes wrong
+
+
+def changed(name, change):
+    """Returns a loader whose model's answers are changed."""
+    load_plainly = FORMATS[name].load
+
+    def load(path):
+        run = load_plainly(path)
+        return lambda images: {head: change(head, values) for head, values in run(images).items()}
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("tflite", lambda head, values: values * 1.1, "a probability differs from Keras' by 0"),
+        (
+            "tflite",
+            lambda head, values: values * np.nan,
+            "a probability differs from Keras' by nan",
+        ),
+        ("int8", lambda head, values: values[:, ::-1], "of the faces get another branch or gender"),
+        ("int8", lambda head, values: values * (head == "gender"), "ages differ from Keras' by"),
+    ],
+)
+def test_a_file_that_answers_otherwise_is_not_kept(
+    model_path, crops, tmp_path, patched, name, change, problem
+):
+    patched(name, load=changed(name, change))
+    table = export(model_path, tmp_path, crops, [name, "saved_model"])
+    assert names(tmp_path) == ["saved_model"]
+    _, bad, good = table["problem"]
+    assert bad.startswith(f"{tmp_path / FORMATS[name].file} has not been written: ")
+    assert problem in bad
+    assert good == ""
+
+
+def test_a_missing_package_is_named_and_the_others_are_written(
+    model_path, crops, tmp_path, patched
+):
+    patched("onnx", packages=("numpy", "no_such_package"))
+    table = export(model_path, tmp_path, crops, ["onnx", "tflite"])
+    assert table["problem"][1].endswith("ONNX takes more packages: pip install no_such_package")
+    assert names(tmp_path) == ["model.tflite"]
+    assert readable(table).index.tolist() == ["Keras", "TFLite"]
+
+
+def test_a_converter_that_fails_leaves_the_file_of_before(model_path, crops, tmp_path, patched):
+    def fail(model, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("no such operation\nand pages of it")
+
+    patched("tflite", write=fail)
+    (tmp_path / "model.tflite").write_bytes(b"before")
+    table = export(model_path, tmp_path, crops, ["tflite"])
+    assert table["problem"][1].endswith("has not been written: no such operation")
+    assert (tmp_path / "model.tflite").read_bytes() == b"before"
+    assert names(tmp_path) == ["model.tflite"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"formats": ["coreml"]}, "format is 'coreml', but must be one of saved_model, tflite"),
+        ({"crops": []}, "There is no face"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(model_path, crops, tmp_path, arguments, sentence):
+    arguments = {"model_path": model_path, "folder": tmp_path, "crops": crops} | arguments
+    with pytest.raises(AgelibError, match=sentence):
+        export(**arguments)
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_folder_is_named(model_path, crops, tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(AgelibError, match="taken is a file: name a folder"):
+        export(model_path, tmp_path / "taken", crops)
+
+
+def test_a_missing_model_is_asked_for(crops, tmp_path):
+    with pytest.raises(AgelibError, match=r"model\.keras is missing"):
+        export(tmp_path / "model.keras", tmp_path / "out", crops)
+
+
+# Which faces
+
+
+def test_the_run_s_test_faces_are_compared(sample_faces):
+    crops, what = faces_to_check(sample_faces, CROP)
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    assert len(crops) == len(faces)
+    np.testing.assert_array_equal(crops[5], faces.image(5))
+    assert what == f"{len(faces)} test faces of {sample_faces.faces / 'utkface'}"
+
+
+def test_of_many_faces_some_from_everywhere_are_compared(sample_faces, monkeypatch):
+    monkeypatch.setattr("agelib.export._MOST_FACES", 3)
+    crops, what = faces_to_check(sample_faces, CROP)
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    assert what.startswith("3 test faces")
+    np.testing.assert_array_equal(crops[0], faces.image(0))
+    np.testing.assert_array_equal(crops[-1], faces.image(len(faces) - 1))
+
+
+@pytest.mark.parametrize("crop", [CROP, CROP | {"crop_size": 80}])
+def test_without_such_faces_portraits_are_drawn(sample_faces, tmp_path, monkeypatch, crop):
+    monkeypatch.setattr("agelib.export.N_UTKFACE", 4)
+    here = crop != CROP
+    config = sample_faces if here else dataclasses.replace(sample_faces, data=tmp_path)
+    crops, what = faces_to_check(config, crop)
+    assert [found.shape for found in crops] == [(crop["crop_size"],) * 2 + (3,)] * 4
+    assert what.startswith("4 drawn portraits")
+
+
+def test_photos_give_the_face_that_each_is_about(sample_faces, tmp_path):
+    Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
+    Image.fromarray(np.full((90, 90, 3), 99, np.uint8)).save(tmp_path / "wall.png")
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    crops, what = faces_to_check(sample_faces, CROP, tmp_path)
+    assert [crop.shape for crop in crops] == [(64, 64, 3)]
+    assert what == f"1 faces in the photos of {tmp_path}"
+
+
+def test_photos_without_a_face_are_one_sentence(sample_faces, tmp_path):
+    Image.fromarray(np.full((90, 90, 3), 99, np.uint8)).save(tmp_path / "wall.png")
+    with pytest.raises(AgelibError, match="holds no photo with a face that can be used"):
+        faces_to_check(sample_faces, CROP, tmp_path)
+
+
+# The model that comes with agelib
+
+
+@pytest.fixture(scope="module")
+def shipped_int8(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
+    rng = np.random.default_rng(0)
+    crops = [draw_portrait(5 + 2 * i, i % 2, rng, 64) for i in range(40)]
+    table = export(PRETRAINED, folder, crops, ["int8"])
+    assert table["problem"].tolist() == ["", ""]
+    return folder / "model.int8.tflite"
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_int8_loses_at_most_a_point_on_real_faces_it_has_not_seen(shipped_int8, mirror, tmp_path):
+    settings = json.loads(PRETRAINED.with_name("card.json").read_text())["note"]["config"]
+    config = Config(**settings, data=tmp_path)
+    download.fetch("utkface", config)
+    images = download.extract("utkface", config)
+    table = clean.read_table("utkface", config)
+    held_out = table[(table["split"] == "test") & (table["reject"] == "")]
+    clean.clean_table(held_out.iloc[::2], images, config.faces / "utkface", "utkface", config)
+    faces = FaceSet([config.faces / "utkface"], "test")
+    model, _ = load_model(PRETRAINED)
+    run = FORMATS["int8"].load(shipped_int8)
+    int8 = SimpleNamespace(
+        input_shape=model.input_shape, predict_on_batch=lambda crops: run(np.float32(crops))
+    )
+    before, after = (metrics(faces, estimate(network, faces)) for network in (model, int8))
+    for head in ("age_branch", "gender"):
+        assert after[f"{head}_accuracy"] >= before[f"{head}_accuracy"] - 0.01
