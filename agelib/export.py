@@ -69,7 +69,7 @@ def export(
     Path(folder).mkdir(parents=True, exist_ok=True)
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
-    rows = [_row("Keras", model_path, model.predict_on_batch, images, expected)]
+    rows = [_row("Keras", Path(model_path), model.predict_on_batch, images, expected)]
     for key in tqdm(list(formats) or list(FORMATS), "export", unit=" formats"):
         kind = FORMATS[key]
         try:
