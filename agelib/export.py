@@ -16,12 +16,12 @@ from agelib import AgelibError, first_line
 from agelib.backend import keras
 from agelib.config import Config
 from agelib.crops import crop_images
-from agelib.evaluate import mean_age
 from agelib.faces import Rejected, resize
 from agelib.files import atomic
 from agelib.formats import FORMATS, Format, Run, quietly
+from agelib.metrics import mean_age
 from agelib.model import load_model
-from agelib.predict import find_photos
+from agelib.photos import find_photos
 from agelib.sample import N_UTKFACE, SEED, utkface_files
 from agelib.shards import MANIFEST, FaceSet, decode_jpeg, read_manifest
 

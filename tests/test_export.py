@@ -11,9 +11,10 @@ from skimage import data
 from agelib import AgelibError, clean, download
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluate import estimate, metrics
+from agelib.evaluate import estimate
 from agelib.export import export, faces_to_check, readable
 from agelib.formats import FORMATS
+from agelib.metrics import metrics
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.sample import draw_portrait
 from agelib.shards import FaceSet
