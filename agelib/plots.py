@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from agelib.faces import resize
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
@@ -142,26 +143,29 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     return figure
 
 
-def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
+def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int = 1600) -> Figure:
     """Draws boxes and estimates on a photo.
 
     Args:
         image: RGB uint8 of shape (height, width, 3).
-        estimates: The photo's faces.
+        estimates: The photo's faces; where they are several, their labels begin with a number.
+        max_side: Pixels, 640 or more.
 
     Returns:
-        A figure of the photo's shape, at least 640 pixels on its longer side when saved.
+        A figure of the photo's shape, 640 to `max_side` pixels on its longer side when saved.
     """
     height, width = image.shape[:2]
-    long_side = float(np.clip(max(height, width), 640, 1600))
-    scale = long_side / max(height, width)
-    figure = Figure(figsize=(width * scale / 100, height * scale / 100), dpi=100)
+    scale = float(np.clip(max(height, width), 640, max_side)) / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(image)
+    # Matplotlib would take 6 GB to scale down 100 megapixels.
+    shown = resize(image, size) if scale < 1 else image
+    axis.imshow(shown, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto")
     axis.axis("off")
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
-    for estimate in estimates:
+    for number, estimate in enumerate(estimates, 1):
         left, top, right, bottom = estimate.face.box
         axis.add_patch(
             Rectangle(
@@ -177,7 +181,8 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
             axis,
             left,
             top,
-            f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
+            (f"{number}: " if len(estimates) > 1 else "")
+            + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
             f"({estimate.interval[0]}-{estimate.interval[1]})",
         )
     return figure

@@ -175,9 +175,32 @@ def test_every_face_has_a_box_and_a_label():
     assert [box.get_xy() for box in boxes] == [(100, 200), (500, 300)]
     assert [(box.get_width(), box.get_height()) for box in boxes] == [(80, 80)] * 2
     assert [text.get_text() for text in axis.texts] == [
-        "Female 90%\n33 years (33-33)",
-        "Female 90%\n70 years (70-70)",
+        "1: Female 90%\n33 years (33-33)",
+        "2: Female 90%\n70 years (70-70)",
     ]
+
+
+def test_the_label_of_a_single_face_needs_no_number():
+    photo = np.zeros((600, 800, 3), np.uint8)
+    [axis] = plots.annotate(photo, [estimate_at(100, 200, age=33)]).axes
+    assert [text.get_text() for text in axis.texts] == ["Female 90%\n33 years (24-39: 100%)"]
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (2, 5_000), (1, 1)])
+def test_a_photo_of_a_line_can_be_saved(shape, tmp_path):
+    plots.annotate(np.zeros((*shape, 3), np.uint8), []).savefig(tmp_path / "line.png")
+    with Image.open(tmp_path / "line.png") as image:
+        assert min(image.size) >= 1
+
+
+def test_boxes_keep_their_place_on_a_photo_scaled_down():
+    photo = np.zeros((2000, 3000, 3), np.uint8)
+    photo[:, 600:] = 0, 0, 255
+    pixels = pixels_of(plots.annotate(photo, [estimate_at(600, 400, age=33)], max_side=750))
+    assert pixels.shape[:2] == (500, 750)
+    assert [pixels[300, x, 2] for x in (145, 155)] == [0, 255]
+    # The box is 80 pixels wide and high.
+    assert [pixels[110, x, 0] > 200 for x in (145, 150, 160, 170, 175)] == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(600, 800), (400, 1600), (300, 240)])
