@@ -190,7 +190,6 @@ FAITHFUL: dict[str, Encode] = {
     "cmyk jpeg": _stored("JPEG", "CMYK"),
     "cmyk tiff": _stored("TIFF", "CMYK"),
     "compressed tiff": _stored("TIFF", compression="tiff_lzw"),
-    "ycbcr tiff": _stored("TIFF", "YCbCr"),
     "palette png": _stored("PNG", "P"),
     "opaque png": _stored("PNG", "RGBA"),
     "half transparent png": _half_transparent,
@@ -212,6 +211,8 @@ FAITHFUL: dict[str, Encode] = {
 DOUBTFUL: dict[str, Encode] = {
     "1-bit png": _stored("PNG", "1"),
     "float tiff": _floats,
+    # Pillow reads it from version 13 on; with Gradio comes an older one.
+    "ycbcr tiff": _stored("TIFF", "YCbCr"),
     "transparent png": lambda image, rng: _save(Image.new("RGBA", image.size), "PNG"),
     "1 x 1": _resized(1, 1),
     "20,000 x 1": _resized(20_000, 1),
