@@ -19,6 +19,7 @@ _STEPS = {
     "evaluate": "model and test faces to a results table",
     "predict": "photos to ages and genders",
     "export": "a model to SavedModel, TFLite (float32, int8) and ONNX, checked against Keras",
+    "serve": "a page in the browser that estimates photos (needs Gradio)",
     "ship": "a run's model to agelib/pretrained (for maintainers)",
     "run": "the first six in order; what is done is skipped",
 }
@@ -28,6 +29,7 @@ _MODEL_HELP = {
     "export": "a model.keras; default as for predict",
     "predict": "a model.keras; default: the run's if --profile, --run or --data is given, else the "
     "one that comes with agelib",
+    "serve": "a model.keras; default as for predict",
 }
 
 
@@ -55,13 +57,20 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         for field in dataclasses.fields(Config):
             _add_setting(command, field)
-        if name in _MODEL_HELP:
-            command.add_argument("--json", action="store_true", help="print JSON and nothing else")
-            command.add_argument("--model", type=Path, help=_MODEL_HELP[name])
-    clean, evaluate, predict = (commands.choices[name] for name in ("clean", "evaluate", "predict"))
-    clean.add_argument(
+    _add_options(commands.choices)
+    return parser
+
+
+def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
+    """Adds what single commands take beside the settings."""
+    for name, text in _MODEL_HELP.items():
+        commands[name].add_argument("--model", type=Path, help=text)
+    for name in ("evaluate", "predict", "export"):
+        commands[name].add_argument("--json", action="store_true", help="print nothing but JSON")
+    commands["clean"].add_argument(
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
     )
+    evaluate, predict, export = (commands[name] for name in ("evaluate", "predict", "export"))
     evaluate.add_argument("--images", type=Path, help="a folder of images named as in UTKFace")
     evaluate.add_argument(
         "--against", nargs="+", metavar="RUN", help="runs to set beside this one, on the same faces"
@@ -71,13 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--csv", type=Path, help="file for a table with a row for each face")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
-    export = commands.choices["export"]
     export.add_argument("--output", type=Path, required=True, help="folder to write to")
     export.add_argument(
         "--formats", nargs="+", default=(), help="of saved_model, tflite, int8, onnx; default: all"
     )
     export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
-    return parser
+    commands["serve"].add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")
+    commands["serve"].add_argument("--port", type=int, default=7860, help="default: 7860")
 
 
 def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:

@@ -176,6 +176,12 @@ def _export(config: Config, options: dict[str, Any]) -> None:
         raise AgelibError(" ".join(problems))
 
 
+def _serve(config: Config, options: dict[str, Any]) -> None:
+    from agelib.serve import serve
+
+    serve(_model_path(config, options), options["host"], options["port"])
+
+
 def _ship(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
     from agelib.model import PRETRAINED
@@ -220,6 +226,7 @@ COMMANDS: dict[str, Callable[[Config, dict[str, Any]], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "serve": _serve,
     "ship": _ship,
     "run": _run,
 }

@@ -79,6 +79,7 @@ class Estimator:
     """
 
     def __init__(self, model_path: Path = PRETRAINED):
+        self.path = Path(model_path)
         self.model, note = load_model(model_path)
         self._crop = note["crop"]
         self._detector = FaceDetector()

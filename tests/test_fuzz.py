@@ -1,4 +1,4 @@
-"""Cleaning a few images of every kind in `mutations`, among them much that is no image."""
+"""A few images of every kind in `mutations`, among them much that is no image, put to use."""
 
 import csv
 from collections import Counter
@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from agelib import clean
+from agelib import AgelibError, clean
 from agelib.config import Config
+from agelib.predict import Estimator
 from agelib.sample import draw_portrait
+from agelib.serve import answer
 from agelib.shards import FaceSet
 
 ROUNDS = 4
@@ -101,3 +103,23 @@ def test_mutations_are_the_same_every_time(cleaned, tmp_path):
         paths = [mutation.path for mutation in mutations.mutate(sources, folder, 20, kinds)]
         contents.append([(path, (folder / path).read_bytes()) for path in paths])
     assert contents[0] == contents[1]
+
+
+@pytest.mark.slow
+def test_whatever_is_put_on_the_page_is_answered_as_predict_does_with_a_sentence(tmp_path):
+    estimator = Estimator()
+    (tmp_path / "images").mkdir()
+    sources = _draw_portraits(tmp_path)
+    kinds = mutations.KINDS
+    for mutation in mutations.mutate(sources, tmp_path / "images", len(kinds), kinds, seed=1):
+        path = tmp_path / "images" / mutation.path
+        try:
+            count = len(estimator.predict(path))
+        except AgelibError:
+            count = None
+        picture, table, sentence = answer(estimator, path)
+        assert len(table) == (count or 0), mutation.kind
+        assert (picture is None) == table.empty
+        assert ("cannot be read as an image" in sentence) == (count is None)
+        assert "\n" not in sentence
+        assert str(tmp_path) not in sentence

@@ -60,7 +60,7 @@ def refused(arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["download", "clean", "upload", "train", "evaluate", "ship", "run"]
+    "command", ["download", "clean", "upload", "train", "evaluate", "serve", "ship", "run"]
 )
 def test_every_setting_is_an_option_of_every_command(asked, command):
     arguments = [command]
