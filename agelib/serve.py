@@ -4,11 +4,8 @@ Gradio, an extra, is loaded only by what builds and shows the page.
 """
 
 import atexit
-import base64
 import contextlib
 import functools
-import html
-import io
 import json
 import os
 import shutil
@@ -21,24 +18,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
-
 from agelib import AgelibError
-from agelib.faces import Rejected, read_image
+from agelib.answer import answer, as_html, paragraph
 from agelib.model import PRETRAINED
-from agelib.plots import annotate
-from agelib.predict import Estimate, Estimator
+from agelib.predict import Estimator
 
 if TYPE_CHECKING:
     import gradio
 
 _LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = 20 * 2**20  # bytes
-# Longer, and a page that shows the picture smaller makes its labels hard to read.
-_PICTURE_SIDE = 800  # pixels
 # Seconds: how often to look for uploads that were never asked about, and their age by then.
 _SWEEP = 30, 120
 _CSS = """
@@ -48,57 +37,15 @@ _CSS = """
 #answer img { display: block; max-width: 100%; max-height: 56vh; border-radius: 8px }
 #answer table { width: 100%; margin-top: .8em; border-collapse: collapse }
 #answer :is(table, thead, tbody) { border: 0 !important }
-#answer tr { border-width: 0 0 1px !important }
+#answer tr { border: solid var(--border-color-primary) !important;
+  border-width: 0 0 1px !important }
 #answer :is(th, td) { padding: .45em .8em .45em 0; border: 0; text-align: left }
-@media (max-width: 640px) { #photo { height: 220px !important } h1 { font-size: 1.3em !important } }
+@media (max-width: 640px) {
+  h1 { font-size: 1.3em !important }
+  #photo { height: 190px !important }
+  #answer img { max-height: 38vh }
+}
 """
-
-
-def answer(estimator: Estimator, source: Path) -> tuple[np.ndarray | None, pd.DataFrame, str]:
-    """Estimates the faces of a photo, and says in a sentence how it went.
-
-    Args:
-        estimator: The model.
-        source: A file, which may be no photo at all.
-
-    Returns:
-        The annotated photo, RGB uint8 of shape (height, width, 3), or None where no face is found;
-        a table with a row for each face, from left to right; the sentence.
-    """
-    try:
-        image = read_image(source)
-    except Rejected as error:
-        # Where an upload lies is nothing that its sender knows.
-        why = str(error).replace(str(source), source.name)
-        return None, _table([]), f"{why} Try another, such as a JPEG or PNG."
-    estimates = estimator.predict(image)
-    if not estimates:
-        sentence = (
-            "No face found: try a photo where one is larger, upright and seen from the front."
-        )
-        return None, _table([]), sentence
-    count = len(estimates)
-    sentence = "One face found." if count == 1 else f"{count} faces found, numbered left to right."
-    return _draw(image, estimates), _table(estimates), sentence
-
-
-def _table(estimates: list[Estimate]) -> pd.DataFrame:
-    rows = [
-        {
-            "face": number,
-            "age": f"{estimate.age:.1f}",
-            "age branch": f"{estimate.branch} ({estimate.branches.max():.0%})",
-            "gender": f"{estimate.gender} ({estimate.genders.max():.0%})",
-        }
-        for number, estimate in enumerate(estimates, 1)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _draw(image: np.ndarray, estimates: list[Estimate]) -> np.ndarray:
-    canvas = FigureCanvasAgg(annotate(image, estimates, _PICTURE_SIDE))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def build_page(estimator: Estimator) -> "gradio.Blocks":
@@ -127,7 +74,7 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
                 )
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(
-                    _paragraph("The answer appears here."), elem_id="answer", padding=False
+                    paragraph("The answer appears here."), elem_id="answer", padding=False
                 )
         # Gradio would decode the file in its own way, and fail in its own words.
         photo.preprocess = lambda upload: Path(upload.path)
@@ -147,31 +94,15 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
 def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
     """Answers with the result as HTML, and with what empties the place for the photo."""
     try:
-        picture, table, sentence = answer(estimator, path)
+        return as_html(*answer(estimator, path)), None
     except Exception:
         # A sentence for the visitor, and the rest for whoever runs the page.
         traceback.print_exc()
-        return _paragraph("Something went wrong with this photo here: try another."), None
+        return paragraph("Something went wrong with this photo here: try another."), None
     finally:
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
-    result = _paragraph(sentence)
-    if picture is not None:
-        result += _image(picture) + table.to_html(index=False, border=0)
-    return result, None
-
-
-def _paragraph(text: str) -> str:
-    return f'<p role="status">{html.escape(text)}</p>'
-
-
-def _image(picture: np.ndarray) -> str:
-    """Returns a picture inside its HTML: a file of its own would have to be kept for a while."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="The photo with its faces marked" src="data:image/jpeg;base64,{data}">'
 
 
 def _limits(estimator: Estimator) -> str:
@@ -179,7 +110,7 @@ def _limits(estimator: Estimator) -> str:
     if estimator.path == PRETRAINED:
         scores = json.loads(PRETRAINED.with_name("card.json").read_text())["scores"]["test"]
         off = f"was off by {scores['age_mae']:.1f} years on average on {scores['n']:,} test faces"
-        off += ", and can be by far more on a single one"
+        off += ", and can be off by far more on a single one"
     return (
         f"An estimate says how old a face looks, not how old a person is. It {off}: **decide "
         "nothing about a person by it.** Photos are deleted as soon as they are answered."

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from agelib import AgelibError, clean
+from agelib.answer import answer
 from agelib.config import Config
 from agelib.predict import Estimator
 from agelib.sample import draw_portrait
-from agelib.serve import answer
 from agelib.shards import FaceSet
 
 ROUNDS = 4
