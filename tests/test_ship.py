@@ -13,7 +13,13 @@ from agelib.evaluate import estimate, scores
 from agelib.files import sha256
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.predict import Estimator
-from agelib.report import recall_table, results_table
+from agelib.report import (
+    groups_table,
+    name_worst,
+    recall_table,
+    results_table,
+    sureness_table,
+)
 from agelib.shards import FaceSet, read_manifest
 from agelib.ship import ship
 
@@ -142,5 +148,10 @@ def test_the_readme_repeats_the_card(card):
     section = readme.split("## The model that comes along")[1].split("\n## ")[0]
     for figure in results_table({"splits": card["scores"]})["test"]:
         assert f"| {figure} |" in section
+    for figure in sureness_table({"splits": card["scores"]})["test"]:
+        assert f"| {figure} |" in section
     for figure in recall_table(card["scores"]["test"])["recall"]:
         assert f"| {figure} |" in section
+    for figures in groups_table(card["scores"]["test"]).loc["race"].itertuples(index=False):
+        assert all(f"| {figure} |" in section for figure in figures[1:])
+    assert name_worst(card["scores"]["test"]) in section.replace("\n", " ")
