@@ -11,7 +11,7 @@ from agelib.model import save_model
 from agelib.predict import Estimator
 
 PORTRAIT = data.astronaut()[:400, 30:430]
-SHOWN = ["face", "age", "age branch", "gender"]
+SHOWN = ["face", "age", "80 % between", "age branch", "gender"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def test_a_portrait_is_answered_with_what_predict_says(estimator, album):
         [
             1,
             f"{estimate.age:.1f}",
+            f"{estimate.interval[0]}-{estimate.interval[1]}",
             f"{estimate.branch} ({estimate.branches.max():.0%})",
             f"{estimate.gender} ({estimate.genders.max():.0%})",
         ]
