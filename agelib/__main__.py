@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agelib: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("agelib: stopped; the same command goes on from here.", file=sys.stderr)
+        goes_on = options["command"] not in ("predict", "export", "serve")
+        more = "; the same command goes on from here" if goes_on else ""
+        print(f"agelib: stopped{more}.", file=sys.stderr)
         return 130
     return 0
 
@@ -82,7 +84,11 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
     export.add_argument("--output", type=Path, required=True, help="folder to write to")
     export.add_argument(
-        "--formats", nargs="+", default=(), help="of saved_model, tflite, int8, onnx; default: all"
+        "--formats",
+        nargs="+",
+        choices=("saved_model", "tflite", "int8", "onnx"),
+        default=(),
+        help="default: all",
     )
     export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
     commands["serve"].add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")

@@ -25,7 +25,7 @@ def score_intervals(
         heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
 
     Returns:
-        Name -> [low, high], under the names of `agelib.evaluate.metrics`; recalls have one pair a
+        Name -> [low, high], under the names of `agelib.metrics.metrics`; recalls have one pair a
         class. None stands for what drawing tells nothing of: a score that is the same in every
         drawn set, the recall of a class of fewer than ten people, and a balanced accuracy that
         such a recall is part of.

@@ -21,8 +21,8 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
 
     Returns:
         A dict for each group that has faces: `by` ("age branch and gender" or "race"), `group`,
-        `n`, and of age branch accuracy, age MAE and gender accuracy the score and, under
-        `intervals`, its 95 % interval.
+        `n` faces of so many `people`, and of age branch accuracy, age MAE and gender accuracy the
+        score and, under `intervals`, its 95 % interval.
     """
     masks = {
         ("age branch and gender", f"{branch} {gender}"): (faces.age_branch == i)
@@ -43,13 +43,14 @@ def _score(faces: Any, outputs: dict[str, np.ndarray], mask: np.ndarray) -> dict
     part = SimpleNamespace(**{name: getattr(faces, name)[mask] for name in labels})
     scores = metrics(part, {name: values[mask] for name, values in outputs.items()})
     intervals = {name: scores["intervals"][name] for name in _SCORES}
-    return {name: scores[name] for name in ("n", *_SCORES)} | {"intervals": intervals}
+    people = {"people": len(np.unique(part.person)), "intervals": intervals}
+    return {name: scores[name] for name in ("n", *_SCORES)} | people
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the group of age branch and gender for which each head is right least often.
 
-    Groups of fewer than ten faces are left out: one face more or less would make them the worst.
+    Groups of fewer than ten people are left out: one more or less would make them the worst.
 
     Args:
         groups: From `breakdown`.
@@ -60,7 +61,7 @@ def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     cells = [
         group
         for group in groups
-        if group["by"] == "age branch and gender" and group["n"] >= FEWEST_PEOPLE
+        if group["by"] == "age branch and gender" and group["people"] >= FEWEST_PEOPLE
     ]
     heads = ("age_branch_accuracy", "gender_accuracy") if cells else ()
     return {name: min(cells, key=lambda group: group[name]) for name in heads}

@@ -20,7 +20,8 @@ def fit_temperature(views: np.ndarray, true: np.ndarray) -> float:
         true: Codes of the classes, shape (n,).
 
     Returns:
-        From 0.5, for a model that is surer than it says, to 5, for one that is far less sure.
+        Below 1 if the model doubts too much, above 1 if it is too sure; at least 0.5 and at most
+        5, as a few faces on which all is right, or wrong, would ask for anything.
     """
     logits = np.log(np.maximum(views, np.finfo(np.float32).tiny))
     faces = np.arange(len(true))

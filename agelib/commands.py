@@ -62,6 +62,8 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib.model import load_model
     from agelib.report import groups_table, name_worst, recall_table, results_table, sureness_table
 
+    if options["against"] and (options["images"] or options["model"]):
+        raise AgelibError("--against sets runs side by side: leave out --images and --model.")
     if options["images"] or options["model"]:
         path = _model_path(config, options)
         model, note = load_model(path)
@@ -70,7 +72,8 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
             raise AgelibError("--model needs --images, a folder of images named as in UTKFace.")
         report = evaluate_folder(options["images"], model, path, config)
     elif options["against"]:
-        print(steps.compare(config, [config.run, *options["against"]]).to_string())
+        table = steps.compare(config, [config.run, *options["against"]])
+        print(table.to_json(indent=1) if options["json"] else table.to_string())
         return
     else:
         report = steps.evaluate(config)
@@ -101,37 +104,49 @@ def _model_path(config: Config, options: dict[str, Any]) -> Path:
 def _predict(config: Config, options: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    from agelib.photos import find_photos, read_photos
+    from agelib.photos import find_photos, is_video, read_photos
     from agelib.predict import Estimator
-    from agelib.report import predictions_table
 
     if options["output"] and options["output"].is_file():
         raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
-    if options["csv"] and not options["csv"].absolute().parent.is_dir():
-        raise AgelibError(f"{options['csv']} cannot be written: its folder does not exist.")
+    if (csv := options["csv"]) and (csv.is_dir() or not csv.absolute().parent.is_dir()):
+        raise AgelibError(f"{csv} cannot be written: name a file, in a folder that exists.")
     places = find_photos(options["photos"])
     model = _model_path(config, options)
     judged = Estimator(model).predict_all(read_photos(places))
     results: list[dict[str, Any]] = []
     taken: set[str] = set()
     # A bar for a single photo would be gone before it is read.
-    for photo, estimates in tqdm(judged, "predict", unit=" photos", disable=len(places) == 1):
+    single = len(places) == 1 and not is_video(places[0])
+    for photo, estimates in tqdm(judged, "predict", unit=" photos", disable=single):
         result = {"photo": photo.name, "faces": [estimate.to_dict() for estimate in estimates]}
         if photo.error:
             result["error"] = photo.error
         elif options["output"]:
             result["picture"] = str(_draw(photo, estimates, options["output"], taken))
         results.append(result)
-    if options["csv"]:
-        predictions_table(results).to_csv(options["csv"], index=False)
     if options["json"]:
         print(json.dumps(results, indent=1))
     else:
         print(f"model: {model}")
         for result in results:
             _print_faces(result)
+    if csv:
+        _write_table(results, csv)
     if all("error" in result for result in results):
         raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
+
+
+def _write_table(results: list[dict[str, Any]], path: Path) -> None:
+    from agelib.files import atomic, write_csv
+    from agelib.report import predictions_table
+
+    try:
+        with atomic(path) as partial:
+            write_csv(predictions_table(results), partial)
+    except OSError as error:
+        why = error.strerror
+        raise AgelibError(f"{path} cannot be written ({why}): name another --csv.") from error
 
 
 def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[str]) -> Path:
@@ -171,7 +186,7 @@ def _export(config: Config, options: dict[str, Any]) -> None:
         print(table.to_json(orient="records", indent=1))
     else:
         print(f"model: {path}, compared on {what}", readable(table).to_string(), sep="\n\n")
-        print("\ndifferences from Keras; ms: the median call of one face, on this machine's CPU")
+        print("\ndifferences from Keras; ms: the median call of one face on this machine")
     if problems := [problem for problem in table["problem"] if problem]:
         raise AgelibError(" ".join(problems))
 

@@ -13,7 +13,7 @@ from agelib import AgelibError, __version__
 from agelib.breakdown import breakdown
 from agelib.config import Config
 from agelib.faces import resize
-from agelib.files import atomic, read_json, sha256, write_json
+from agelib.files import atomic, read_json, sha256, write_csv, write_json
 from agelib.labels import read_utkface
 from agelib.metrics import metrics
 from agelib.report import estimates_table
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
 
 ESTIMATES = "estimates.csv"
+_AT_A_TIME = 128  # faces, each seen twice: what large networks hold of more fills a GPU
 
 
 def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dict[str, np.ndarray]:
@@ -73,8 +74,12 @@ def probabilities(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarr
 
 
 def _views(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarray]:
-    outputs = _graph(model)(np.concatenate([crops, crops[:, :, ::-1]]))
-    return {name: np.stack(np.split(each.numpy(), 2)) for name, each in outputs.items()}
+    parts = []
+    for start in range(0, len(crops), _AT_A_TIME):
+        part = crops[start : start + _AT_A_TIME]
+        outputs = _graph(model)(np.concatenate([part, part[:, :, ::-1]]))
+        parts.append({name: np.split(each.numpy(), 2) for name, each in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
 @functools.lru_cache(maxsize=2)
@@ -120,7 +125,9 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
     made = all(file.exists() for file in (path, listed, model_path))
     done = read_json(path) if made else {}
+    roles = {"train": list(config.train_sources), "test": config.test_source}
     same = done.get("agelib") == __version__ and done["manifests"] == manifests
+    same = same and done.get("sources") == roles
     if same and done["model"]["sha256"] == sha256(model_path):
         return done
     model, note = load_model(model_path)
@@ -129,9 +136,9 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         splits[split] = scores(faces, outputs)
         if split == "test":
             with atomic(listed) as partial:
-                estimates_table(faces, outputs).to_csv(partial, index=False)
+                write_csv(estimates_table(faces, outputs), partial)
     report = _report(splits["test"], read_manifest(config.faces / config.test_source), model_path)
-    report |= {"splits": splits, "manifests": manifests, "agelib": __version__}
+    report |= {"splits": splits, "manifests": manifests, "sources": roles, "agelib": __version__}
     write_json(path, report)
     return report
 

@@ -21,7 +21,7 @@ from agelib.files import atomic
 from agelib.formats import FORMATS, Format, Run, quietly
 from agelib.metrics import mean_age
 from agelib.model import load_model
-from agelib.photos import find_photos
+from agelib.photos import find_photos, is_video
 from agelib.sample import N_UTKFACE, SEED, utkface_files
 from agelib.shards import MANIFEST, FaceSet, decode_jpeg, read_manifest
 
@@ -61,12 +61,13 @@ def export(
     unknown = set(formats) - set(FORMATS)
     if unknown:
         raise AgelibError(f"format is {min(unknown)!r}, but must be one of {', '.join(FORMATS)}.")
-    if Path(folder).is_file():
-        raise AgelibError(f"{folder} is a file: name a folder to export to.")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgelibError(f"{folder} is a file or in one: name a folder to export to.") from error
     if not len(crops):
         raise AgelibError("There is no face to check the export on.")
     model, _ = load_model(model_path)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
     rows = [_row("Keras", Path(model_path), model.predict_on_batch, images, expected)]
@@ -98,7 +99,7 @@ def faces_to_check(
     """
     faces = config.faces / config.test_source
     if images:
-        photos = _spread(find_photos([images]))
+        photos = _spread([place for place in find_photos([images]) if not is_video(place)])
         crops, what = _crop(photos, crop), f"faces in the photos of {images}"
     elif (faces / MANIFEST).exists() and read_manifest(faces)["crop"] == crop:
         found = FaceSet([faces], "test")
@@ -111,7 +112,7 @@ def faces_to_check(
         )
     if not crops:
         raise AgelibError(f"{images} holds no photo with a face that can be used.")
-    return crops, f"{len(crops):,} {what}"
+    return crops, f"{what} ({len(crops):,})"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -72,11 +72,11 @@ class Rejected(AgelibError):
         self.reason = reason
 
 
-def read_image(source: Path | bytes, max_side: int = MAX_PIXELS) -> np.ndarray:
+def read_image(source: Path | bytes | Image.Image, max_side: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image of any common format upright, as its EXIF orientation says.
 
     Args:
-        source: A file's path, or its bytes.
+        source: A file's path, its bytes, or what Pillow made of it.
         max_side: Images with a longer side than this are scaled down to it.
 
     Returns:
@@ -85,7 +85,7 @@ def read_image(source: Path | bytes, max_side: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         Rejected: For the reason "unreadable", if it is no image, cut short or too large.
     """
-    name = "the image" if isinstance(source, bytes) else source
+    name = "the image" if isinstance(source, bytes | Image.Image) else source
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         return _decode(file, max_side)
@@ -99,15 +99,27 @@ def read_image(source: Path | bytes, max_side: int = MAX_PIXELS) -> np.ndarray:
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
 
 
-def _decode(file: Path | io.BytesIO, max_side: int) -> np.ndarray:
+def _decode(file: Path | io.BytesIO | Image.Image, max_side: int) -> np.ndarray:
+    if isinstance(file, Image.Image):
+        _check_size(file)
+        # Turned in place, it would no longer be the caller's.
+        return _pixels(file.copy(), max_side)
     with Image.open(file, formats=_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
+        _check_size(image)
         # A JPEG need not be decoded at full size in the first place.
         image.draft(None, (max_side, max_side))
-        rgb = _to_rgb(image)
-        rgb.thumbnail((max_side, max_side))
-        return np.asarray(rgb)
+        return _pixels(image, max_side)
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _pixels(image: Image.Image, max_side: int) -> np.ndarray:
+    rgb = _to_rgb(image)
+    rgb.thumbnail((max_side, max_side))
+    return np.asarray(rgb)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

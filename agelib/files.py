@@ -8,9 +8,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agelib import AgelibError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
@@ -26,7 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows syncs no file that is open for reading
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -91,3 +94,8 @@ def need_space(folder: Path, size: int) -> None:
             f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
             "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
         )
+
+
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
+    """Writes a table for spreadsheets; a file's name in it may be bytes that are no text."""
+    table.to_csv(path, index=False, encoding="utf-8", errors="surrogateescape")

@@ -1,6 +1,7 @@
 """Photos from wherever they are: files, folders, patterns, addresses, videos, or memory."""
 
 import glob
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 PICTURE_SUFFIX = ".estimates.png"
 _LARGEST = 100_000_000  # bytes of a download
+_LONGEST_NAME = 100
 _SECONDS = 30  # of silence, until a download is given up
 
 
@@ -52,8 +54,6 @@ def read_photo(source: str | Path | bytes | np.ndarray | Image.Image) -> np.ndar
     """
     if isinstance(source, np.ndarray):
         return _check(source)
-    if isinstance(source, Image.Image):
-        return np.asarray(source.convert("RGB"))
     if not _is_address(source):
         return read_image(source)
     try:
@@ -82,10 +82,12 @@ def _photos_at(place: str | Path) -> list[str | Path]:
     path = Path(place).expanduser()
     if path.is_dir():
         if not (found := _images_below(path)):
-            raise AgelibError(f"{place} holds no photo ({', '.join(IMAGE_SUFFIXES)}).")
+            suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            raise AgelibError(f"{place} holds no photo ({suffixes}).")
         return found
-    # A file may have brackets in its name.
-    found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if path.exists():  # a file may have brackets in its name
+        return [path]
+    found = sorted(filter(_is_photo, map(Path, glob.glob(str(path), recursive=True))))
     if not found:
         raise AgelibError(f"{place} does not exist.")
     return found
@@ -101,7 +103,7 @@ def read_photos(places: Iterable[str | Path]) -> Iterator[Photo]:
         Every photo, those that cannot be read as well.
     """
     for place in places:
-        if Path(place).suffix.lower() in VIDEO_SUFFIXES and not _is_address(place):
+        if is_video(place):
             yield from _frames(Path(place))
             continue
         try:
@@ -118,7 +120,9 @@ def name_picture(name: str, taken: set[str]) -> str:
         taken: What earlier calls chose; this one adds its choice.
     """
     last = PurePosixPath(unquote(urlparse(name).path)) if _is_address(name) else Path(name)
-    own = (last.stem if last.suffix.lower() in IMAGE_SUFFIXES else last.name) or "photo"
+    own = last.stem if last.suffix.lower() in IMAGE_SUFFIXES else last.name
+    # What an address ends in may be no name for a file, or too long for one.
+    own = re.sub(r"[^\w .()\[\]-]", "_", own)[:_LONGEST_NAME] or "photo"
     stems = chain([own], (f"{own}-{number}" for number in count(2)))
     # Some file systems take A.png and a.png for one file.
     stem = next(stem for stem in stems if stem.lower() not in taken)
@@ -128,13 +132,11 @@ def name_picture(name: str, taken: set[str]) -> str:
 
 def _frames(path: Path) -> Iterator[Photo]:
     video = cv2.VideoCapture(str(path))
-    rate = video.get(cv2.CAP_PROP_FPS) or 1
     second = 0
     try:
-        for number in count():
-            if not video.grab():
-                break
-            if number < second * rate:
+        while video.grab():
+            # By its own clock: the rate that a video names need not be its rate.
+            if video.get(cv2.CAP_PROP_POS_MSEC) < second * 1000:
                 continue
             read, frame = video.retrieve()
             if read:
@@ -160,11 +162,17 @@ def _download(address: str) -> bytes:
         raise AgelibError(
             f"{address} cannot be fetched (status {error.response.status_code})."
         ) from error
-    except requests.RequestException as error:
+    # urllib3's errors on impossible names are of the second kind.
+    except (requests.RequestException, ValueError) as error:
         raise AgelibError(
             f"{address} cannot be fetched: check the address and your connection."
         ) from error
     return bytes(content)
+
+
+def is_video(place: str | Path) -> bool:
+    """Tells whether a place that `find_photos` found is a video."""
+    return Path(place).suffix.lower() in VIDEO_SUFFIXES and not _is_address(place)
 
 
 def _is_address(place: str | Path | bytes) -> bool:
@@ -172,14 +180,12 @@ def _is_address(place: str | Path | bytes) -> bool:
 
 
 def _images_below(folder: Path) -> list[str | Path]:
-    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() in suffixes
-        and not path.name.endswith(PICTURE_SUFFIX)
-    )
+    return sorted(filter(_is_photo, folder.rglob("*")))
+
+
+def _is_photo(path: Path) -> bool:
+    right = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return right and path.is_file() and not path.name.endswith(PICTURE_SUFFIX)
 
 
 def _check(image: np.ndarray) -> np.ndarray:

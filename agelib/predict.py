@@ -20,7 +20,8 @@ from agelib.photos import Photo, read_photo
 # Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
 _CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
 PHOTO_CANVAS = _CANVASES[-1]
-_BATCH_BYTES = 100_000_000  # of photos whose faces are judged together
+# Photos whose faces are judged together: so many, and of no more bytes.
+_BATCH, _BATCH_BYTES = 32, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Estimate:
     Attributes:
         face: Where it is.
         age: Years, the mean of `ages`.
-        interval: The youngest and oldest whole years of the middle 80 % of `ages`.
+        interval: The youngest and oldest whole years of the middle 80 % of `ages`; a mean may lie
+            outside, where a little of it is far off.
         ages: Probabilities of the years 1 to 85, float of shape (85,).
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
@@ -112,7 +114,8 @@ class Estimator:
         batch: list[Photo] = []
         for photo in photos:
             batch.append(photo)
-            if sum(each.image.size for each in batch if each.image is not None) > _BATCH_BYTES:
+            size = sum(each.image.size for each in batch if each.image is not None)
+            if size > _BATCH_BYTES or len(batch) == _BATCH:
                 yield from self._judge_photos(batch)
                 batch = []
         yield from self._judge_photos(batch)

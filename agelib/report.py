@@ -110,10 +110,10 @@ def name_worst(report: dict[str, Any]) -> str:
     """Returns a sentence on the groups that are judged worst, or that there are too few faces."""
     titles = {"age_branch_accuracy": "age branch", "gender_accuracy": "gender"}
     found = [
-        f"{titles[score]}, {group['group']}: {group[score]:.1%} of {group['n']:,} faces right"
-        for score, group in worst_groups(report["groups"]).items()
+        f"{titles[score]}, {cell['group']}: {100 * cell[score]:.1f} % of {cell['n']:,} faces right"
+        for score, cell in worst_groups(report["groups"]).items()
     ]
-    return "Worst " + "; worst ".join(found) if found else "No group has ten faces."
+    return "Worst " + "; worst ".join(found) if found else "No group has ten people."
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:

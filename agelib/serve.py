@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = 20 * 2**20  # bytes
 # Seconds: how often to look for uploads that were never asked about, and their age by then.
-_SWEEP = 30, 120
+_SWEEP = 60, 3600
 _CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto !important }
 #answer .html-container { padding: .3em 0 }
@@ -171,12 +171,14 @@ def serve(model_path: Path, host: str, port: int) -> None:
 def _check_address(host: str, port: int) -> None:
     if not 0 < port < 65536:
         raise AgelibError(f"The port is {port}, but must be from 1 to 65535.")
+    if ":" in host:
+        raise AgelibError(f"{host} is an address of IPv6, which the page cannot be at: use IPv4.")
     # Gradio wants the port of the machine itself in any case.
     for address in (_LOCALHOST, host):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            socket.create_server((address, port), family=family).close()
-        except OSError as error:
+            socket.create_server((address, port)).close()
+        # A name that cannot be one is an error of another kind.
+        except (OSError, UnicodeError, TypeError) as error:
             raise AgelibError(
                 f"Port {port} of {address} is taken, or that is no address of this machine: give "
                 "another --port or --host."

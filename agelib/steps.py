@@ -172,7 +172,7 @@ def read_estimates(config: Config) -> pd.DataFrame:
     path = config.run_folder / ESTIMATES
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the evaluate step (notebook 05) first.")
-    return pd.read_csv(path, keep_default_na=False)
+    return pd.read_csv(path, keep_default_na=False, encoding_errors="surrogateescape")
 
 
 def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:

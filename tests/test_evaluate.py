@@ -130,6 +130,12 @@ def test_a_lost_list_of_estimates_is_made_again(run):
     assert (run.run_folder / "estimates.csv").exists()
 
 
+def test_data_sets_in_other_roles_are_evaluated_anew(run):
+    assert evaluate_run(run)["n"] == N_UTKFACE
+    with pytest.raises(AgelibError, match="holds no train faces"):
+        evaluate_run(dataclasses.replace(run, train_sources=("utkface",), test_source="wiki"))
+
+
 def test_groups_add_up_to_all_faces(run):
     report = evaluate_run(run)
     for by in ("age branch and gender", "race"):

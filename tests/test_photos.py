@@ -49,6 +49,8 @@ def test_pictures_that_an_earlier_call_drew_are_no_photos(album):
         ("clip.mp4 at 12 s", "clip.mp4 at 12 s.estimates.png"),
         ("https://example.org/x/my%20photo.jpg?size=2", "my photo.estimates.png"),
         ("https://example.org/", "photo.estimates.png"),
+        ("https://example.org/..%5C..%5Cx%00:y.jpg", ".._.._x__y.estimates.png"),
+        ("https://example.org/" + 300 * "a", 100 * "a" + ".estimates.png"),
     ],
 )
 def test_a_picture_is_named_after_its_photo(name, picture):
@@ -86,6 +88,12 @@ def test_a_pattern_stands_for_the_files_it_fits(album):
     assert found == ["deep/er/c.webp"]
     with pytest.raises(AgelibError, match=r"\*\.gif does not exist"):
         find_photos([f"{album}/*.gif"])
+
+
+def test_a_pattern_stands_for_photos_alone(album):
+    (album / "a.estimates.png").write_bytes(b"")
+    names = [path.name for path in find_photos([f"{album}/*"])]
+    assert names == ["a.png", "b.JPG"]
 
 
 def test_a_file_with_brackets_in_its_name_is_no_pattern(album):
@@ -136,6 +144,14 @@ def test_a_broken_video_is_named(tmp_path):
     assert "broken.mp4 cannot be read as a video" in photo.error
 
 
+def test_a_pil_image_that_cannot_be_decoded_is_one_sentence():
+    buffer = BytesIO()
+    Image.fromarray(data.astronaut()).save(buffer, "JPEG")
+    image = Image.open(BytesIO(buffer.getvalue()[:3000]))
+    with pytest.raises(AgelibError, match="the image cannot be read as an image"):
+        read_photo(image)
+
+
 # Addresses
 
 
@@ -184,6 +200,11 @@ def test_a_download_without_end_is_cut_off(server, monkeypatch):
     monkeypatch.setattr(photos, "_LARGEST", 1000)
     with pytest.raises(AgelibError, match="is larger than"):
         read_photo(address(server, "a.png"))
+
+
+def test_an_impossible_address_is_one_sentence():
+    with pytest.raises(AgelibError, match="cannot be fetched"):
+        read_photo("http://a..b/x.jpg")
 
 
 def test_nobody_at_an_address_is_one_sentence(server):

@@ -111,7 +111,7 @@ def test_path_bytes_and_array_give_the_same(estimator, photo):
     assert same(estimator.predict(Image.open(photo)), expected)
 
 
-def test_the_age_lies_in_its_interval(estimator, photo):
+def test_the_interval_is_the_middle_of_the_distribution(estimator, photo):
     [estimate] = estimator.predict(photo)
     low, high = estimate.interval
     assert estimate.ages[: low - 1].sum() < 0.1 <= estimate.ages[:low].sum()
@@ -263,6 +263,17 @@ def test_a_keras_model_that_is_not_ours_is_refused(tiny_networks, tmp_path):
     tiny_networks("B0", 64).save(tmp_path / "foreign.keras")
     with pytest.raises(AgelibError, match=r"foreign\.keras is no model of agelib's"):
         Estimator(tmp_path / "foreign.keras")
+
+
+def test_a_phones_photo_is_upright_however_it_is_handed_over(estimator, tmp_path):
+    path = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(np.rot90(data.astronaut())).save(path, exif=exif, quality=95)
+    assert len(estimator.predict(path)) == 1
+    with Image.open(path) as image:
+        assert same(estimator.predict(image), estimator.predict(path))
+        assert image.getexif()[0x0112] == 6  # the caller's is left as it was
 
 
 # Many photos

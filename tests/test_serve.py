@@ -64,7 +64,12 @@ def test_a_port_that_is_taken_is_named(capsys):
     assert line.startswith(f"agelib: Port {port} of 127.0.0.1 is taken")
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_of_the_other_kind_is_refused(capsys):
+    assert main(["serve", "--port", str(free_port()), "--host", "::1"]) == 1
+    assert "is an address of IPv6" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b"])
 def test_the_address_of_another_machine_is_named(capsys, host):
     assert main(["serve", "--port", str(free_port()), "--host", host]) == 1
     assert f"of {host} is taken, or that is no address of" in one_line(capsys.readouterr().err)
