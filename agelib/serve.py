@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = 20 * 2**20  # bytes
+_DELAY = 2  # seconds from an answer to the end of its upload
 # Seconds: how often to look for uploads that were never asked about, and their age by then.
 _SWEEP = 60, 3600
 _CSS = """
@@ -100,9 +102,16 @@ def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
         traceback.print_exc()
         return paragraph("Something went wrong with this photo here: try another."), None
     finally:
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+        # The browser fetches it to show it, and the server stumbles if it is gone halfway.
+        timer = threading.Timer(_DELAY, _remove, [path])
+        timer.daemon = True
+        timer.start()
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
 
 
 def _limits(estimator: Estimator) -> str:
@@ -113,7 +122,7 @@ def _limits(estimator: Estimator) -> str:
         off += ", and can be off by far more on a single one"
     return (
         f"An estimate says how old a face looks, not how old a person is. It {off}: **decide "
-        "nothing about a person by it.** Photos are deleted as soon as they are answered."
+        "nothing about a person by it.** Photos are deleted right after they are answered."
     )
 
 

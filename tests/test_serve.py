@@ -262,9 +262,10 @@ class Visitor:
 
 @pytest.fixture
 def visitor(page, chromium):
-    """A visitor who has just opened the page, and whose photos are gone in the end."""
-    yield Visitor(chromium, page.local_url)
-    assert uploads() == []
+    """A visitor who has just opened the page, and whose photos are soon gone."""
+    visitor = Visitor(chromium, page.local_url)
+    yield visitor
+    visitor.until(lambda: not uploads(), 10)
 
 
 def uploads():
