@@ -56,12 +56,17 @@ def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         groups: From `breakdown`.
 
     Returns:
-        "age_branch_accuracy" and "gender_accuracy" -> the group; empty if all are that small.
+        "age_branch_accuracy" and "gender_accuracy" -> the group; left out where there is no error
+        in any, or all are that small.
     """
     cells = [
         group
         for group in groups
         if group["by"] == "age branch and gender" and group["people"] >= FEWEST_PEOPLE
     ]
-    heads = ("age_branch_accuracy", "gender_accuracy") if cells else ()
-    return {name: min(cells, key=lambda group: group[name]) for name in heads}
+    worst = {}
+    for name in ("age_branch_accuracy", "gender_accuracy"):
+        wrong = [cell for cell in cells if cell[name] < 1]
+        if wrong:
+            worst[name] = min(wrong, key=lambda cell: cell[name])
+    return worst

@@ -77,8 +77,8 @@ def export(
             rows.append(_export(model, kind, Path(folder) / kind.file, images, expected))
         # Converters raise nearly anything; the other formats are worth having all the same.
         except Exception as error:
-            path = Path(folder) / kind.file
-            problem = f"{path} has not been written: {first_line(error) or type(error).__name__}"
+            why = first_line(error) or type(error).__name__
+            problem = f"{kind.file} has not been written: {why}"
             rows.append({"format": kind.title, "file": kind.file, "problem": problem})
     return pd.DataFrame(rows)
 
@@ -103,13 +103,12 @@ def faces_to_check(
         crops, what = _crop(photos, crop), f"faces in the photos of {images}"
     elif (faces / MANIFEST).exists() and read_manifest(faces)["crop"] == crop:
         found = FaceSet([faces], "test")
-        crops, what = [found.image(i) for i in _spread(range(len(found)))], f"test faces of {faces}"
+        crops = [found.image(i) for i in _spread(range(len(found)))]
+        what = f"test faces of {config.test_source}"
     else:
         files = itertools.islice(utkface_files(np.random.default_rng(SEED)), N_UTKFACE)
-        crops, what = (
-            _crop([jpeg for _, jpeg in files], crop),
-            "drawn portraits (--images takes photos of your own)",
-        )
+        crops = _crop([jpeg for _, jpeg in files], crop)
+        what = "drawn portraits, as --images names no photos"
     if not crops:
         raise AgelibError(f"{images} holds no photo with a face that can be used.")
     return crops, f"{what} ({len(crops):,})"

@@ -7,6 +7,7 @@ What is exported takes RGB of 0 to 255, float32 of shape (n, side, side, 3), as 
 import contextlib
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class Format:
 def quietly() -> Iterator[None]:
     """Drops what converters tell about themselves; what goes wrong they raise."""
     nowhere = io.StringIO()
+    # Its handler writes to what was standard error when TensorFlow was loaded.
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     with (
         silent_stderr(),
         contextlib.redirect_stdout(nowhere),
@@ -63,7 +68,10 @@ def quietly() -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _served(model: keras.Model) -> tf.Module:

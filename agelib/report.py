@@ -25,7 +25,10 @@ _RESULTS = {
     "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
 }
 _SURENESS = {
-    **{f"AGE at most {years} years off": (f"age_within_{years}", 100) for years in YEARS_WITHIN},
+    **{
+        f"AGE at most {years} year{'s' * (years > 1)} off": (f"age_within_{years}", 100)
+        for years in YEARS_WITHIN
+    },
     "AGE in its 80 % interval": ("age_interval_coverage", 100),
     "AGE, width of that interval, years": ("age_interval_width", 1),
     "AGE calibration error (ECE)": ("age_branch_ece", 100),
@@ -113,7 +116,9 @@ def name_worst(report: dict[str, Any]) -> str:
         f"{titles[score]}, {cell['group']}: {100 * cell[score]:.1f} % of {cell['n']:,} faces right"
         for score, cell in worst_groups(report["groups"]).items()
     ]
-    return "Worst " + "; worst ".join(found) if found else "No group has ten people."
+    if not found:
+        return "No group of ten or more people has an error."
+    return "Worst " + "; worst ".join(found)
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -64,6 +64,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     shares = [(off.abs() <= year).mean() for year in years]
     within.plot(years, shares, color=COLOURS[0])
     within.set_xlim(0, _MOST_YEARS)
+    within.set_xticks(range(0, _MOST_YEARS + 1, 5))
     within.set_ylim(0, 1.03)
     within.set_xlabel("at most so many years off")
     within.set_ylabel("share of faces")

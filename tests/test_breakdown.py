@@ -43,3 +43,8 @@ def test_the_worst_group_is_not_one_of_a_few_faces():
 
 def test_too_few_faces_have_no_worst_group():
     assert worst_groups(breakdown(truth([5, 30], [0, 1]), sure([5, 5], [0, 0]))) == {}
+
+
+def test_where_nothing_is_wrong_nobody_is_worst():
+    worst = worst_groups(breakdown(truth([5] * 10, [0] * 10), sure([5] * 9 + [30], [0] * 10)))
+    assert set(worst) == {"age_branch_accuracy"}

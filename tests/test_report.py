@@ -98,7 +98,7 @@ def test_the_worst_groups_are_named_with_their_figures(grouped):
         "Worst age branch, 14-23 Male: 25.0 % of 12 faces right; "
         "worst gender, 56-85 Male: 50.0 % of 12 faces right"
     )
-    assert name_worst({"groups": []}) == "No group has ten people."
+    assert name_worst({"groups": []}) == "No group of ten or more people has an error."
 
 
 def test_estimates_are_listed_face_by_face():
