@@ -6,17 +6,18 @@ The six notebooks tell the story and these modules do the work:
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
 at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data ·
 `augment` varied images · `hardware` GPUs and precision · `backbone` EfficientNet · `model` with two
-heads · `recipe`, `callbacks`, `train` · `evaluate`, `metrics`, `bootstrap`, `calibration`,
-`breakdown` scores · `report`, `score_plots`, `plots` to look at · `photos`, `predict` · `answer`,
-`serve` a page for it · `formats`, `export` for other runtimes · `ship` the model that comes along ·
-`steps` all of it in order, which is what the notebooks and `python -m agelib` (`commands`) call.
+heads · `recipe`, `callbacks`, `train` · `inference`, `evaluate` · `metrics`, `bootstrap`,
+`calibration`, `breakdown` scores · `report`, `score_plots`, `plots` to look at · `photos`,
+`predict` · `answer`, `serve` a page for it · `formats`, `export` for other runtimes · `ship` the
+model that comes along · `steps` all of it in order, which is what the notebooks and
+`python -m agelib` (`commands`) call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
 
 import os
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -61,13 +61,15 @@ def export(
     unknown = set(formats) - set(FORMATS)
     if unknown:
         raise AgelibError(f"format is {min(unknown)!r}, but must be one of {', '.join(FORMATS)}.")
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AgelibError(f"{folder} is a file or in one: name a folder to export to.") from error
     if not len(crops):
         raise AgelibError("There is no face to check the export on.")
     model, _ = load_model(model_path)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgelibError(
+            f"{folder} is no folder and cannot be made one: name another to export to."
+        ) from error
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
     rows = [_row("Keras", Path(model_path), model.predict_on_batch, images, expected)]

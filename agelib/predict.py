@@ -10,8 +10,8 @@ from PIL import Image
 
 from agelib.calibration import age_interval
 from agelib.detector import FaceDetector
-from agelib.evaluate import probabilities
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, resize
+from agelib.inference import probabilities
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.metrics import mean_age
 from agelib.model import PRETRAINED, load_model

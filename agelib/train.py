@@ -19,9 +19,9 @@ from agelib.callbacks import (
     write_history,
 )
 from agelib.config import Config
-from agelib.evaluate import estimate_views
 from agelib.files import read_json, write_json
 from agelib.hardware import computing_in, precision, strategy
+from agelib.inference import estimate_views
 from agelib.labels import BRANCH_NAMES, GENDERS, MIN_AGE
 from agelib.model import (
     build_model,

@@ -10,10 +10,10 @@ from skimage import data
 from agelib import AgelibError, clean, download
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluate import estimate
 from agelib.export import export, faces_to_check, readable
 from agelib.faces import resize
 from agelib.formats import FORMATS
+from agelib.inference import estimate
 from agelib.metrics import metrics
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.sample import draw_portrait
@@ -215,8 +215,9 @@ def test_what_cannot_be_exported_is_one_sentence(model_path, crops, tmp_path, ar
 
 def test_a_file_in_place_of_the_folder_is_named(model_path, crops, tmp_path):
     (tmp_path / "taken").write_bytes(b"")
-    with pytest.raises(AgelibError, match="taken is a file: name a folder"):
-        export(model_path, tmp_path / "taken", crops)
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(AgelibError, match="is no folder and cannot be made one"):
+            export(model_path, folder, crops)
 
 
 def test_a_missing_model_is_asked_for(crops, tmp_path):

@@ -10,8 +10,8 @@ from skimage import data
 
 from agelib import AgelibError, predict
 from agelib.backend import keras
-from agelib.evaluate import probabilities
 from agelib.faces import Face, crop_face
+from agelib.inference import probabilities
 from agelib.labels import AGE_BRANCHES
 from agelib.model import save_model
 from agelib.photos import Photo, read_photos

@@ -9,8 +9,9 @@ import pytest
 from skimage import data
 
 from agelib import AgelibError
-from agelib.evaluate import estimate, scores
+from agelib.evaluate import scores
 from agelib.files import sha256
+from agelib.inference import estimate
 from agelib.model import PRETRAINED, load_model, save_model
 from agelib.predict import Estimator
 from agelib.report import (

@@ -21,7 +21,7 @@ from agelib.backbone import build_backbone
 from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
 from agelib.callbacks import checkpoint_path
-from agelib.evaluate import estimate_views
+from agelib.inference import estimate_views
 from agelib.model import load_model
 from agelib.recipe import learning_rates
 from agelib.shards import FaceSet, fingerprint

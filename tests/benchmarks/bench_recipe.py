@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from agelib.backbone import build_backbone
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluate import estimate
+from agelib.inference import estimate
 from agelib.labels import AGE_BRANCHES, GENDERS
 from agelib.model import load_model
 from agelib.pipeline import ordered_batches, train_batches
