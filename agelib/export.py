@@ -102,7 +102,8 @@ def faces_to_check(
     faces = config.faces / config.test_source
     if images:
         photos = _spread([place for place in find_photos([images]) if not is_video(place)])
-        crops, what = _crop(photos, crop), f"faces in the photos of {images}"
+        crops = _crop(photos, crop)
+        what = f"faces in the photos of {images}, of {len(photos):,}"
     elif (faces / MANIFEST).exists() and read_manifest(faces)["crop"] == crop:
         found = FaceSet([faces], "test")
         crops = [found.image(i) for i in _spread(range(len(found)))]

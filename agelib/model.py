@@ -70,15 +70,19 @@ def build_model(
     age = keras.layers.Softmax(dtype="float32", name="age")(age)
     gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(x)
     gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
-    sums = [
-        keras.ops.sum(age[:, low - MIN_AGE : high - MIN_AGE + 1], axis=1, keepdims=True)
-        for low, high in AGE_BRANCHES
-    ]
-    outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    outputs = {"age": age, "age_branch": _branch_sums(age), "gender": gender}
     model = keras.Model(inputs, outputs, name="agelib")
     if weights and not from_backbone:
         _start_from(model, Path(weights))
     return model
+
+
+def _branch_sums(age: keras.KerasTensor) -> keras.KerasTensor:
+    sums = [
+        keras.ops.sum(age[:, low - MIN_AGE : high - MIN_AGE + 1], axis=1, keepdims=True)
+        for low, high in AGE_BRANCHES
+    ]
+    return keras.ops.concatenate(sums, axis=1)
 
 
 def freeze_backbone(model: keras.Model) -> None:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from agelib import AgelibError, __version__, drive
 from agelib.backend import keras, tf
-from agelib.calibration import fit_temperature
 from agelib.callbacks import (
     Checkpoint,
     Progress,
@@ -21,18 +20,22 @@ from agelib.callbacks import (
 from agelib.config import Config
 from agelib.files import read_json, write_json
 from agelib.hardware import computing_in, precision, strategy
-from agelib.inference import estimate_views
-from agelib.labels import BRANCH_NAMES, GENDERS, MIN_AGE
+from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import (
     build_model,
     freeze_backbone,
     load_model,
     save_model,
-    scale_logits,
     unfreeze_backbone,
 )
 from agelib.pipeline import ordered_batches, train_batches
-from agelib.recipe import HEADS_RATE, compile_model, face_weights, learning_rates
+from agelib.recipe import (
+    HEADS_RATE,
+    calibrate,
+    compile_model,
+    face_weights,
+    learning_rates,
+)
 from agelib.shards import FaceSet, fingerprint, read_manifest
 
 
@@ -81,7 +84,7 @@ def train(
             "smaller --learning-rate and another --run name."
         )
     finished = _plain_copy(model, config)
-    note |= {"temperatures": _calibrate(finished, faces["val"])}
+    note |= {"temperatures": calibrate(finished, faces["val"])}
     save_model(finished, done, note)
     if remote:
         drive.push(folder, remote)
@@ -228,20 +231,6 @@ def _plain_copy(model: keras.Model, config: Config) -> keras.Model:
         copy = build_model(config.backbone, config.image_size, augment=False)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
-    """Makes a model as sure as its answers on faces that it has not learned from are right.
-
-    Returns:
-        By what the logits of each head were divided.
-    """
-    views = estimate_views(model, faces)
-    true = {"age": faces.age - MIN_AGE, "gender": faces.gender}
-    temperatures = {head: fit_temperature(views[head], codes) for head, codes in true.items()}
-    for head, temperature in temperatures.items():
-        scale_logits(model, head, temperature)
-    return temperatures
 
 
 def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:

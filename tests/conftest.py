@@ -5,13 +5,18 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from skimage import data
 
 from agelib import download, sample
 from agelib.config import Config
 from agelib.labels import age_branch
 
+PORTRAIT = data.astronaut()[:400, 30:430]
 _DATA = pytest.StashKey[str]()
 
 
@@ -149,6 +154,38 @@ def sure(ages, genders):
         "age_branch": np.eye(5)[age_branch(ages)],
         "gender": np.eye(2)[genders],
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory):
+    """A model file like those that training leaves; to look at, not to touch."""
+    from agelib.backend import keras
+    from agelib.model import save_model
+
+    keras.utils.set_random_seed(4)
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    note = {"crop": {"crop_size": 64, "margin": 0.3}}
+    save_model(build_tiny_model("EfficientNetB0", 64), path, note)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of a portrait, a photo of two faces, one of none, and half a photo."""
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(PORTRAIT).save(folder / "portrait.jpg")
+    Image.fromarray(np.hstack([PORTRAIT, PORTRAIT[:, ::-1]])).save(folder / "pair.png")
+    Image.fromarray(np.full((200, 300, 3), 90, np.uint8)).save(folder / "wall.png")
+    (folder / "cut.jpg").write_bytes((folder / "portrait.jpg").read_bytes()[:3000])
+    return folder
+
+
+def can_be_saved(figure, path):
+    """Tells whether a figure becomes a picture, and pyplot knows nothing of it."""
+    assert isinstance(figure, Figure)
+    figure.savefig(path)
+    with Image.open(path) as image:
+        return min(image.size) > 30 and not plt.get_fignums()
 
 
 def one_line(text):

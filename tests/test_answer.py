@@ -1,42 +1,23 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import build_tiny_model
+from conftest import PORTRAIT
 from PIL import Image
-from skimage import data
 
 from agelib.answer import answer, as_html
-from agelib.backend import keras
-from agelib.model import save_model
 from agelib.predict import Estimator
 
-PORTRAIT = data.astronaut()[:400, 30:430]
 SHOWN = ["face", "age", "80 % between", "age branch", "gender"]
 
 
 @pytest.fixture(scope="module")
-def estimator(tmp_path_factory):
-    keras.utils.set_random_seed(4)
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    note = {"crop": {"crop_size": 64, "margin": 0.3}}
-    save_model(build_tiny_model("EfficientNetB0", 64), path, note)
-    return Estimator(path)
+def estimator(tiny_model_path):
+    return Estimator(tiny_model_path)
 
 
-@pytest.fixture(scope="module")
-def album(tmp_path_factory):
-    """A folder of a portrait, a photo of two faces, one of none, and half a photo."""
-    folder = tmp_path_factory.mktemp("album")
-    Image.fromarray(PORTRAIT).save(folder / "portrait.jpg")
-    Image.fromarray(np.hstack([PORTRAIT, PORTRAIT[:, ::-1]])).save(folder / "pair.png")
-    Image.fromarray(np.full((200, 300, 3), 90, np.uint8)).save(folder / "wall.png")
-    (folder / "cut.jpg").write_bytes((folder / "portrait.jpg").read_bytes()[:3000])
-    return folder
-
-
-def test_a_portrait_is_answered_with_what_predict_says(estimator, album):
-    picture, table, sentence = answer(estimator, album / "portrait.jpg")
-    [estimate] = estimator.predict(album / "portrait.jpg")
+def test_a_portrait_is_answered_with_what_predict_says(estimator, photos):
+    picture, table, sentence = answer(estimator, photos / "portrait.jpg")
+    [estimate] = estimator.predict(photos / "portrait.jpg")
     assert list(table.columns) == SHOWN
     assert table.to_numpy().tolist() == [
         [
@@ -52,9 +33,9 @@ def test_a_portrait_is_answered_with_what_predict_says(estimator, album):
     assert picture.dtype == np.uint8
 
 
-def test_faces_are_numbered_from_left_to_right(estimator, album):
-    _, table, sentence = answer(estimator, album / "pair.png")
-    left, right = estimator.predict(album / "pair.png")
+def test_faces_are_numbered_from_left_to_right(estimator, photos):
+    _, table, sentence = answer(estimator, photos / "pair.png")
+    left, right = estimator.predict(photos / "pair.png")
     assert left.face.box[0] < right.face.box[0]
     assert table["face"].tolist() == [1, 2]
     assert table["age"].tolist() == [f"{left.age:.1f}", f"{right.age:.1f}"]
@@ -69,24 +50,24 @@ def test_a_large_photo_comes_back_as_large_as_the_page_shows_it(estimator, tmp_p
     assert len(table) == 1
 
 
-def test_a_photo_without_a_face_is_a_sentence(estimator, album):
-    picture, table, sentence = answer(estimator, album / "wall.png")
+def test_a_photo_without_a_face_is_a_sentence(estimator, photos):
+    picture, table, sentence = answer(estimator, photos / "wall.png")
     assert picture is None
     assert table.empty
     assert sentence.startswith("No face found: try a photo")
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "missing.jpg"])
-def test_what_is_no_photo_is_named_without_its_folder(estimator, album, name):
-    picture, table, sentence = answer(estimator, album / name)
+def test_what_is_no_photo_is_named_without_its_folder(estimator, photos, name):
+    picture, table, sentence = answer(estimator, photos / name)
     assert picture is None
     assert table.empty
     assert sentence.startswith(f"{name} cannot be read as an image (")
-    assert str(album) not in sentence
+    assert str(photos) not in sentence
 
 
-def test_html_shows_picture_table_and_sentence(estimator, album):
-    text = as_html(*answer(estimator, album / "pair.png"))
+def test_html_shows_picture_table_and_sentence(estimator, photos):
+    text = as_html(*answer(estimator, photos / "pair.png"))
     assert text.count("<tr") == 3
     assert 'src="data:image/jpeg;base64,/9j/' in text
     assert "2 faces found" in text

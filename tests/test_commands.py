@@ -324,7 +324,7 @@ def test_export_writes_the_others_and_names_what_is_missing(options, tmp_path, m
 def test_export_checks_on_photos_of_one_s_own(options, album, tmp_path, capsys):
     arguments = ["--images", str(album), "--output", str(tmp_path / "out"), "--formats", "tflite"]
     assert main(["export", *options, *arguments]) == 0
-    assert f"compared on faces in the photos of {album} (1)" in capsys.readouterr().out
+    assert f"compared on faces in the photos of {album}, of 3 (1)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

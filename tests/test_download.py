@@ -541,7 +541,7 @@ def line(home, monkeypatch):
         def do_GET(self):
             line.answer(self)
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_GET
 
         def log_message(self, *_):
             pass

@@ -8,6 +8,7 @@ from PIL import Image
 from skimage import data
 
 from agelib import AgelibError, clean, download
+from agelib.__main__ import _parser
 from agelib.backend import keras
 from agelib.config import Config
 from agelib.export import export, faces_to_check, readable
@@ -263,7 +264,7 @@ def test_photos_give_the_face_that_each_is_about(sample_faces, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     crops, what = faces_to_check(sample_faces, CROP, tmp_path)
     assert [crop.shape for crop in crops] == [(64, 64, 3)]
-    assert what == f"faces in the photos of {tmp_path} (1)"
+    assert what == f"faces in the photos of {tmp_path}, of 3 (1)"
 
 
 def test_photos_without_a_face_are_one_sentence(sample_faces, tmp_path):
@@ -305,3 +306,11 @@ def test_int8_loses_at_most_a_point_on_real_faces_it_has_not_seen(shipped_int8, 
     before, after = metrics(faces, estimate(model, faces)), metrics(faces, quantised)
     for head in ("age_branch", "gender"):
         assert after[f"{head}_accuracy"] >= before[f"{head}_accuracy"] - 0.01
+
+
+def test_the_command_knows_every_format():
+    options = _parser().parse_args(["export", "--output", "out", "--formats", *FORMATS])
+    assert options.formats == list(FORMATS)
+    for name in ("", "gguf"):
+        with pytest.raises(SystemExit):
+            _parser().parse_args(["export", "--output", "out", "--formats", name])

@@ -2,12 +2,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import can_be_saved
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -76,12 +75,7 @@ def pixels_of(figure):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_returned_that_can_be_saved_and_pyplot_knows_nothing_of_it(name, tmp_path):
-    figure = FIGURES[name]()
-    assert isinstance(figure, Figure)
-    figure.savefig(tmp_path / "figure.png")
-    with Image.open(tmp_path / "figure.png") as image:
-        assert min(image.size) > 30
-    assert plt.get_fignums() == []
+    assert can_be_saved(FIGURES[name](), tmp_path / "figure.png")
 
 
 def test_figures_need_no_tensorflow():

@@ -4,12 +4,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import build_tiny_model
 from PIL import Image
 from skimage import data
 
 from agelib import AgelibError, predict
-from agelib.backend import keras
 from agelib.faces import Face, crop_face
 from agelib.inference import probabilities
 from agelib.labels import AGE_BRANCHES
@@ -23,17 +21,8 @@ ASTRONAUT_BOX = (182, 64, 265, 171)
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
-    keras.utils.set_random_seed(4)
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    note = {"crop": {"crop_size": 64, "margin": 0.3}}
-    save_model(build_tiny_model("EfficientNetB0", 64), path, note)
-    return path
-
-
-@pytest.fixture(scope="module")
-def estimator(model_path):
-    return Estimator(model_path)
+def estimator(tiny_model_path):
+    return Estimator(tiny_model_path)
 
 
 @pytest.fixture
@@ -169,8 +158,8 @@ def test_a_photo_on_its_side_is_turned_before_its_faces_are_sought(estimator, tm
     np.testing.assert_allclose(estimate.face.box, ASTRONAUT_BOX, atol=12)
 
 
-def test_the_model_is_traced_once_for_any_number_of_faces(model_path, photo):
-    estimator = Estimator(model_path)
+def test_the_model_is_traced_once_for_any_number_of_faces(tiny_model_path):
+    estimator = Estimator(tiny_model_path)
     traces = []
     call = estimator.model.call
     estimator.model.call = lambda *arguments, **options: (

@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import requests
-from conftest import one_line
+from conftest import PORTRAIT, one_line
 from PIL import Image
-from skimage import data
 
 import agelib
 from agelib import serve
@@ -27,17 +25,12 @@ from agelib.model import PRETRAINED
 from agelib.predict import Estimator
 
 ROOT = Path(agelib.__file__).parents[1]
-PORTRAIT = data.astronaut()[:400, 30:430]
 
 
 @pytest.fixture(scope="module")
-def album(tmp_path_factory):
-    """A folder of a portrait, a photo of two faces, and files that hold none."""
-    folder = tmp_path_factory.mktemp("album")
-    Image.fromarray(PORTRAIT).save(folder / "portrait.jpg")
-    Image.fromarray(np.hstack([PORTRAIT, PORTRAIT[:, ::-1]])).save(folder / "pair.png")
-    Image.fromarray(np.full((200, 300, 3), 90, np.uint8)).save(folder / "wall.png")
-    (folder / "cut.jpg").write_bytes((folder / "portrait.jpg").read_bytes()[:3000])
+def album(photos, tmp_path_factory):
+    """The photos, and files that are none."""
+    folder = shutil.copytree(photos, tmp_path_factory.mktemp("album"), dirs_exist_ok=True)
     (folder / "<b>.jpg").write_bytes(b"no photo")
     (folder / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     (folder / "large.jpg").write_bytes((folder / "portrait.jpg").read_bytes() + bytes(21 * 2**20))
