@@ -303,7 +303,7 @@ def test_a_photo_can_be_pasted(visitor, album):
     visitor.press("Paste from clipboard")
     sentence, cells = visitor.answer()
     assert sentence.startswith("2 faces found")
-    assert len(cells) == 8
+    assert len(cells) == 10
 
 
 def test_a_photo_can_be_taken_with_a_camera(visitor):
@@ -313,7 +313,7 @@ def test_a_photo_can_be_taken_with_a_camera(visitor):
     visitor.press("capture photo")
     sentence, cells = visitor.answer()
     assert sentence == "One face found."
-    assert len(cells) == 4
+    assert len(cells) == 5
 
 
 @pytest.mark.parametrize("name", ["wall.png", "cut.jpg", "drawing.svg", "<b>.jpg"])
