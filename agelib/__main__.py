@@ -9,7 +9,8 @@ from pathlib import Path
 
 from agelib import AgelibError
 from agelib.commands import COMMANDS
-from agelib.config import PROFILES, Config
+from agelib.config import Config
+from agelib.profiles import PROFILES
 
 _STEPS = {
     "download": "archives to data/raw",
@@ -103,7 +104,7 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
         command.add_argument(flag, choices=PROFILES, help=text)
     elif name == "train_sources":
         command.add_argument(flag, nargs="+", help=text)
-    elif name == "data":
+    elif name in ("data", "own"):
         command.add_argument(flag, type=Path, help=text)
     elif isinstance(field.default, bool):
         command.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)

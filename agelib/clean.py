@@ -20,43 +20,16 @@ from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
 
 from agelib import AgelibError, shards
-from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.crops import crop_images
+from agelib.datasets import images_folder, read_table
 from agelib.faces import PORTRAIT_CANVAS, Rejected
 from agelib.files import atomic, need_space, read_json, write_json
-from agelib.labels import (
-    count_reasons,
-    person_hash,
-    read_imdb_wiki,
-    read_utkface,
-    split_by_person,
-)
+from agelib.labels import count_reasons, person_hash
 
 UNIT_ROWS = 2048
 REJECTED = "rejected.csv"
 PARTS = "parts"  # notes of finished shards, until the manifest takes them over
-
-
-def read_table(name: str, config: Config) -> pd.DataFrame:
-    """Returns a data set's table with a column `split` added.
-
-    Args:
-        name: "wiki", "imdb" or "utkface".
-        config: Says where the images are, what is trained on and what is tested on.
-
-    Raises:
-        AgelibError: If the images or their metadata are not there.
-    """
-    folder = config.raw / ARCHIVES[name].folder
-    table = read_utkface(folder) if name == "utkface" else read_imdb_wiki(folder, name)
-    if name not in config.train_sources:
-        return table.assign(split="test")
-    test_trained = config.test_source in config.train_sources
-    # WIKI and IMDB show the same people.
-    shared = name == config.test_source or {name, config.test_source} == {"wiki", "imdb"}
-    test_fraction = config.val_fraction if test_trained and shared else 0
-    return table.assign(split=split_by_person(table["person"], config.val_fraction, test_fraction))
 
 
 def clean(
@@ -65,7 +38,7 @@ def clean(
     """Turns a data set into shards in `data/faces/<name>`; finished shards are kept.
 
     Args:
-        name: "wiki", "imdb" or "utkface".
+        name: "wiki", "imdb", "utkface" or "own".
         config: All settings.
         on_shard: Called with a shard's files as soon as they are whole.
 
@@ -75,9 +48,8 @@ def clean(
     Raises:
         AgelibError: If the images are not there, or the folder holds other crops.
     """
-    folder = config.raw / ARCHIVES[name].folder
-    table = read_table(name, config)
-    return clean_table(table, folder, config.faces / name, name, config, on_shard)
+    table, images = read_table(name, config), images_folder(name, config)
+    return clean_table(table, images, config.faces / name, name, config, on_shard)
 
 
 def clean_table(

@@ -21,7 +21,8 @@ def _download(config: Config, options: dict[str, Any]) -> None:
     from agelib.archives import ARCHIVES
 
     for name in config.sources:
-        licence = "free" if config.profile == "sample" else ARCHIVES[name].licence
+        licence = ARCHIVES[name].licence if name in ARCHIVES else "yours"
+        licence = "free" if config.profile == "sample" else licence
         print(f"{name}: {steps.download(name, config)} ({licence})")
 
 

@@ -1,4 +1,4 @@
-"""Every setting in one frozen dataclass, the three profiles, and where things lie."""
+"""Every setting in one frozen dataclass, and where things lie."""
 
 import dataclasses
 import json
@@ -8,13 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from joblib import cpu_count
-
 from agelib import AgelibError
+from agelib.profiles import PROFILES
 
 BACKBONES = tuple(f"EfficientNetB{i}" for i in range(8))
-WEIGHTS = ("imagenet", "noisy-student")
-SOURCES = ("wiki", "imdb", "utkface")
+WEIGHTS = ("imagenet", "noisy-student", "agelib")
+SOURCES = ("wiki", "imdb", "utkface", "own")
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,12 +40,15 @@ class Config:
     """
 
     profile: str = _setting(
-        "sample", "sample (the default), wiki or imdb-wiki; gives the other defaults"
+        "sample", "sample (the default), wiki, imdb-wiki or own; gives the other defaults"
     )
     train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
     test_source: str = _setting("utkface", "data set that gives test")
     backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
-    weights: str | None = _setting(None, "none, imagenet, noisy-student, or a .keras or .h5 file")
+    weights: str | None = _setting(
+        None,
+        "none, imagenet, noisy-student, agelib (the model that comes along), a .keras or .h5 file",
+    )
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
     margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
@@ -71,6 +73,9 @@ class Config:
     seed: int = _setting(0, "seed of initial weights, shuffling and augmentation")
     run: str = _setting("sample", "name of the run; its folder is runs/<name>")
     workers: int = _setting(1, "processes that clean images side by side")
+    own: Path | None = field(
+        default=None, metadata={"help": "folder of your images and labels.csv: the data set own"}
+    )
     data: Path = field(
         default_factory=_default_data,
         repr=False,
@@ -85,6 +90,8 @@ class Config:
         """
         # Absolute, since processes on other machines have other working directories.
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
+        if self.own is not None:
+            object.__setattr__(self, "own", Path(self.own).expanduser().absolute())
         object.__setattr__(self, "train_sources", tuple(self.train_sources))
         if self.image_size is None:
             object.__setattr__(self, "image_size", self.crop_size)
@@ -111,6 +118,7 @@ class Config:
         train, known = set(self.train_sources), f"from {', '.join(SOURCES)}"
         return [
             (not self.data.is_file(), "data", "a folder"),
+            (self.own is None or self.own.is_dir(), "own", "a folder that exists"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
             (train and train <= set(SOURCES), "train_sources", known),
             (self.test_source in SOURCES, "test_source", known),
@@ -147,7 +155,7 @@ class Config:
         """Returns a profile's settings with some of them changed.
 
         Args:
-            profile: "sample", "wiki" or "imdb-wiki".
+            profile: "sample", "wiki", "imdb-wiki" or "own".
             **overrides: Fields to change; None keeps the profile's value.
 
         Raises:
@@ -164,7 +172,7 @@ class Config:
     @property
     def new_heads(self) -> bool:
         """Whether the backbone starts from weights that know no ages, such as ImageNet's."""
-        return self.weights is not None and Path(self.weights).suffix != ".keras"
+        return self.weights not in (None, "agelib") and Path(self.weights).suffix != ".keras"
 
     @property
     def folder(self) -> Path:
@@ -222,7 +230,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON types, without those that are this machine's affair."""
         settings = dataclasses.asdict(self) | {"train_sources": list(self.train_sources)}
-        return {name: value for name, value in settings.items() if name not in ("data", "workers")}
+        here = ("data", "own", "workers")
+        return {name: value for name, value in settings.items() if name not in here}
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -235,19 +244,3 @@ class Config:
 
     def __str__(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
-
-
-_PAPER: dict[str, Any] = {
-    "backbone": "EfficientNetB4",
-    "weights": "imagenet",
-    "crop_size": 160,
-    "epochs": 35,
-    "batch_size": 64,
-    "workers": cpu_count(),
-}
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "sample": {},
-    "wiki": _PAPER,
-    "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
-}

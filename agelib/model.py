@@ -39,7 +39,8 @@ def build_model(
     Args:
         backbone: "EfficientNetB0" to "EfficientNetB7".
         image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student", a model of this kind (.keras) or an .h5 file.
+        weights: None, "imagenet", "noisy-student", "agelib" (the model that comes along), a model
+            of this kind (.keras) or an .h5 file.
         augment: Whether training images are varied.
         drop_connect_rate: As for `build_backbone`.
 
@@ -62,6 +63,8 @@ def build_model(
             [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
             name="normalisation",
         )(x)
+    if weights == "agelib":
+        weights = str(PRETRAINED)
     from_backbone = weights if not str(weights).endswith(".keras") else None
     x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)

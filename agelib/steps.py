@@ -18,6 +18,7 @@ from agelib import train as training
 from agelib.archives import ARCHIVES
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
+from agelib.datasets import images_folder
 from agelib.evaluate import ESTIMATES, evaluate_run
 from agelib.report import compare_table
 from agelib.shards import MANIFEST, damaged_shards, read_manifest
@@ -27,8 +28,10 @@ def download(name: str, config: Config) -> Path:
     """Fetches an archive, keeps a copy on Drive, and extracts it.
 
     Returns:
-        The folder with the images.
+        The folder with the images; your own data's as it is.
     """
+    if name not in ARCHIVES:
+        return _own_images(config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
     remote = _archive_on_drive(name, config)
@@ -59,15 +62,29 @@ def clean(name: str, config: Config) -> dict[str, Any]:
             f"settings, or delete {remote} and {faces}."
         )
     _pull_set(name, config)
-    archive = _archive_on_drive(name, config)
-    if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
-        drive.pull(archive, config.raw / archive.name)
-    downloading.extract(name, config)
+    if name in ARCHIVES:
+        _extract_again(name, config)
     manifest = cleaning.clean(
         name, config, on_shard=lambda files: drive.push(faces, remote, only=files)
     )
     upload(name, config)
     return manifest
+
+
+def _extract_again(name: str, config: Config) -> None:
+    """Makes sure that an archive's images are here, from Drive if need be."""
+    archive = _archive_on_drive(name, config)
+    if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
+        drive.pull(archive, config.raw / archive.name)
+    downloading.extract(name, config)
+
+
+def _own_images(config: Config) -> Path:
+    """Returns the folder of your own images; the sample draws its own."""
+    folder = images_folder("own", config)
+    if config.own is None:
+        sample.make_own(folder)
+    return folder
 
 
 def verify(name: str, config: Config) -> list[str]:

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
-from agelib import AgelibError, clean, crops, download
+from agelib import AgelibError, clean, crops, datasets, download
 from agelib.config import Config
 from agelib.faces import choose_face, crop_face, read_image
-from agelib.labels import read_utkface
+from agelib.labels import read_imdb_wiki, read_utkface
 from agelib.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
@@ -90,7 +90,7 @@ def test_every_image_is_either_a_face_or_rejected_once(sample_faces, name):
     kept = [path for split in KEPT[name] for path in FaceSet([folder], split).paths]
     with open(folder / "rejected.csv", newline="") as file:
         rejected = [row["path"] for row in csv.DictReader(file)]
-    table = clean.read_table(name, sample_faces)
+    table = datasets.read_table(name, sample_faces)
     assert sorted(kept + rejected) == sorted(table["path"])
 
 
@@ -102,7 +102,7 @@ def test_rejected_images_carry_the_reasons_that_are_counted(sample_faces):
 
 @pytest.mark.parametrize("name", ["wiki", "utkface"])
 def test_each_face_keeps_the_labels_of_its_own_image(sample_faces, name):
-    table = clean.read_table(name, sample_faces).set_index("path")
+    table = datasets.read_table(name, sample_faces).set_index("path")
     for split in KEPT[name]:
         faces = FaceSet([sample_faces.faces / name], split)
         rows = table.loc[faces.paths]
@@ -123,34 +123,12 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
 
-def test_a_set_that_is_trained_and_tested_on_has_faces_of_its_own_for_each(sample_config):
-    config = dataclasses.replace(sample_config, train_sources=("wiki", "utkface"))
-    assert set(clean.read_table("wiki", config)["split"]) == {"train", "val"}
-    table = clean.read_table("utkface", config)
-    shares = table["split"].value_counts(normalize=True)
-    assert set(shares.index) == {"train", "val", "test"}
-    assert shares["train"] > 0.6
-
-
-def test_a_person_of_two_sets_is_tested_or_trained_on_in_both(sample_config, monkeypatch):
-    def celebrities(folder, name):
-        persons = [f"person {i}" for i in range(500)]
-        return pd.DataFrame({"path": persons, "person": persons, "reject": ""})
-
-    monkeypatch.setattr(clean, "read_imdb_wiki", celebrities)
-    config = dataclasses.replace(sample_config, train_sources=("wiki", "imdb"), test_source="wiki")
-    wiki, imdb = (clean.read_table(name, config)["split"] for name in config.sources)
-    assert set(wiki) == {"train", "val", "test"}
-    assert (wiki == imdb).all()
-
-
 def test_train_and_val_share_no_person(uncleaned, monkeypatch):
-    def few_people(folder, name):
-        table = clean_reader(folder, name).iloc[:120]
+    def few_people(folder):
+        table = read_imdb_wiki(folder, "wiki").iloc[:120]
         return table.assign(person=[f"person {i // 4}" for i in range(len(table))])
 
-    clean_reader = clean.read_imdb_wiki
-    monkeypatch.setattr(clean, "read_imdb_wiki", few_people)
+    monkeypatch.setitem(datasets.READERS, "wiki", few_people)
     clean.clean("wiki", uncleaned)
     folder = uncleaned.faces / "wiki"
     train, val = (FaceSet([folder], split).index["person"] for split in ("train", "val"))
@@ -207,7 +185,7 @@ def test_a_lost_shard_alone_is_rebuilt_byte_for_byte(config, damage):
 @pytest.mark.usefixtures("small_units")
 def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monkeypatch):
     folder, expected_folder = uncleaned.faces / "wiki", uncleaned.data / "uninterrupted"
-    table = clean.read_table("wiki", uncleaned)
+    table = datasets.read_table("wiki", uncleaned)
     images = uncleaned.raw / "wiki_crop"
     clean.clean_table(table, images, expected_folder, "wiki", uncleaned)
 
@@ -237,7 +215,7 @@ def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monke
 
 @pytest.mark.usefixtures("small_units")
 def test_a_unit_cut_off_in_its_middle_is_made_again(uncleaned, monkeypatch):
-    table = clean.read_table("utkface", uncleaned)
+    table = datasets.read_table("utkface", uncleaned)
     images, folder = uncleaned.raw / "UTKFace", uncleaned.faces / "utkface"
     expected = uncleaned.data / "uninterrupted"
     clean.clean_table(table, images, expected, "utkface", uncleaned)
@@ -250,7 +228,7 @@ def test_a_unit_cut_off_in_its_middle_is_made_again(uncleaned, monkeypatch):
 
 @pytest.mark.usefixtures("small_units")
 def test_units_of_equal_size_cover_every_usable_row_once(sample_config):
-    table = clean.read_table("wiki", sample_config)
+    table = datasets.read_table("wiki", sample_config)
     units = clean._units(table)
     assert all(0 < len(rows) <= 40 for rows in units.values())
     paths = [path for rows in units.values() for path in rows["path"]]
@@ -278,7 +256,7 @@ def test_the_caller_is_handed_files_that_are_whole(uncleaned):
 @pytest.mark.usefixtures("small_units")
 def test_two_workers_give_the_same_bytes_as_one(uncleaned):
     # A worker process takes the unit's rows from its caller, small here too.
-    table = clean.read_table("wiki", uncleaned)
+    table = datasets.read_table("wiki", uncleaned)
     images = uncleaned.raw / "wiki_crop"
     one, two = uncleaned.data / "one", uncleaned.data / "two"
     clean.clean_table(table, images, one, "wiki", uncleaned)
@@ -288,7 +266,7 @@ def test_two_workers_give_the_same_bytes_as_one(uncleaned):
 
 
 def test_a_dask_cluster_gives_the_same_bytes_as_one_process(uncleaned, small_units):
-    table = clean.read_table("wiki", uncleaned)
+    table = datasets.read_table("wiki", uncleaned)
     images = uncleaned.raw / "wiki_crop"
     alone, cluster = uncleaned.data / "alone", uncleaned.data / "cluster"
     clean.clean_table(table, images, alone, "wiki", uncleaned)
@@ -390,7 +368,7 @@ def test_another_val_fraction_on_the_same_folder_is_refused(config, no_detector)
 
 
 def test_other_images_in_the_same_folder_are_refused(config, no_detector):
-    table = clean.read_table("wiki", config).iloc[:-1]
+    table = datasets.read_table("wiki", config).iloc[:-1]
     folder = config.faces / "wiki"
     with pytest.raises(AgelibError, match="was made of other images"):
         clean.clean_table(table, config.raw / "wiki_crop", folder, "wiki", config)
@@ -415,7 +393,7 @@ def test_images_that_are_not_there_are_asked_for(tmp_path):
 
 
 def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_path):
-    table = clean.read_table("utkface", config).assign(reject="age")
+    table = datasets.read_table("utkface", config).assign(reject="age")
     folder = tmp_path / "none"
     manifest = clean.clean_table(table, config.raw / "UTKFace", folder, "utkface", config)
     assert manifest["counts"] == {"kept": 0, "age": 149}
@@ -443,7 +421,7 @@ def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
 
 
 def test_a_unit_without_a_single_face_is_kept_in_the_books(config, tmp_path):
-    table = clean.read_table("utkface", config)
+    table = datasets.read_table("utkface", config)
     faceless = table[table["path"].str.endswith("525126.jpg.chip.jpg")]
     folder = tmp_path / "faceless"
     manifest = clean.clean_table(faceless, config.raw / "UTKFace", folder, "utkface", config)
@@ -462,7 +440,7 @@ def test_nearly_all_real_images_keep_a_face(name, mirror, tmp_path):
     assert config.mirror == str(mirror)
     download.fetch(name, config)
     folder = download.extract(name, config)
-    table = clean.read_table(name, config)
+    table = datasets.read_table(name, config)
     table = table[table["reject"] == ""].sample(300, random_state=0).assign(split="test")
     manifest = clean.clean_table(table, folder, tmp_path / "faces", name, config)
     assert manifest["rows"] == 300

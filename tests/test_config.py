@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agelib import AgelibError
-from agelib.config import BACKBONES, PROFILES, Config
+from agelib.config import BACKBONES, Config
+from agelib.profiles import PROFILES
 
 COMMON = {"test_source": "utkface", "margin": 0.0, "val_fraction": 0.15}
 PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}
@@ -17,6 +18,9 @@ DESIGN = {
     | {"train_sources": ("wiki",), "run": "sample"},
     "wiki": COMMON | PAPER | {"train_sources": ("wiki",), "run": "wiki"},
     "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
+    "own": COMMON
+    | {"backbone": "EfficientNetB0", "weights": "agelib", "crop_size": 64, "image_size": 64}
+    | {"train_sources": ("own",), "test_source": "own", "run": "own"},
 }
 
 
@@ -249,7 +253,7 @@ def test_to_dict_is_json_and_gives_the_same_settings_back(profile, tmp_path):
 def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):
     config = Config.from_profile("wiki", data=tmp_path, workers=3)
     fields = {f.name for f in dataclasses.fields(Config)}
-    assert set(config.to_dict()) == fields - {"data", "workers"}
+    assert set(config.to_dict()) == fields - {"data", "own", "workers"}
     for text in (str(config), repr(config), config._repr_html_()):
         assert str(tmp_path) not in text
 

@@ -3,7 +3,7 @@ import pytest
 
 from agelib import crops
 from agelib.faces import Face
-from agelib.sample import draw_portrait
+from agelib.portrait import draw_portrait
 from agelib.shards import decode_jpeg, encode_jpeg
 
 CROP = {"crop_size": 64, "margin": 0.3}

@@ -5,7 +5,7 @@ from skimage import data
 
 from agelib import detector as detecting
 from agelib.detector import MIN_CONFIDENCE, PORTRAIT_CANVAS, FaceDetector
-from agelib.sample import draw_portrait
+from agelib.portrait import draw_portrait
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 KEYPOINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")

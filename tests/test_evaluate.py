@@ -11,7 +11,8 @@ import pytest
 
 from agelib import AgelibError, evaluate
 from agelib.backend import keras
-from agelib.clean import clean_table, read_table
+from agelib.clean import clean_table
+from agelib.datasets import read_table
 from agelib.evaluate import evaluate_folder, evaluate_run
 from agelib.model import save_model
 from agelib.sample import N_UTKFACE

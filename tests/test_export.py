@@ -7,7 +7,7 @@ from conftest import build_tiny_model
 from PIL import Image
 from skimage import data
 
-from agelib import AgelibError, clean, download
+from agelib import AgelibError, clean, datasets, download
 from agelib.__main__ import _parser
 from agelib.backend import keras
 from agelib.config import Config
@@ -17,7 +17,7 @@ from agelib.formats import FORMATS
 from agelib.inference import estimate
 from agelib.metrics import metrics
 from agelib.model import PRETRAINED, load_model, save_model
-from agelib.sample import draw_portrait
+from agelib.portrait import draw_portrait
 from agelib.shards import FaceSet
 
 CROP = {"crop_size": 64, "margin": 0.0, "align": False}
@@ -293,7 +293,7 @@ def test_int8_loses_at_most_a_point_on_real_faces_it_has_not_seen(shipped_int8, 
     config = Config(**settings, data=tmp_path)
     download.fetch("utkface", config)
     images = download.extract("utkface", config)
-    table = clean.read_table("utkface", config)
+    table = datasets.read_table("utkface", config)
     held_out = table[(table["split"] == "test") & (table["reject"] == "")]
     clean.clean_table(held_out.iloc[::2], images, config.faces / "utkface", "utkface", config)
     faces = FaceSet([config.faces / "utkface"], "test")

@@ -12,8 +12,8 @@ from PIL import Image
 from agelib import AgelibError, clean
 from agelib.answer import answer
 from agelib.config import Config
+from agelib.portrait import draw_portrait
 from agelib.predict import Estimator
-from agelib.sample import draw_portrait
 from agelib.shards import FaceSet
 
 ROUNDS = 4

@@ -9,7 +9,8 @@ from conftest import one_line
 import agelib
 from agelib.__main__ import main
 from agelib.commands import COMMANDS
-from agelib.config import PROFILES, Config
+from agelib.config import Config
+from agelib.profiles import PROFILES
 
 ROOT = Path(agelib.__file__).parents[1]
 
@@ -33,6 +34,7 @@ VALUES = {
     "seed": "42",
     "run": "another",
     "workers": "5",
+    "own": ".",
     "data": "some/where",
 }
 
@@ -73,6 +75,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
     expected = {
         **VALUES,
         "train_sources": ("imdb", "utkface"),
+        "own": Path.cwd(),
         "data": Path("some/where").absolute(),
         **{name: int(VALUES[name]) for name in ("crop_size", "image_size", "epochs")},
         **{name: int(VALUES[name]) for name in ("head_epochs", "batch_size", "seed", "workers")},

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from agelib.clean import clean_table, read_table
+from agelib.clean import clean_table
+from agelib.datasets import read_table
 from agelib.labels import age_branch
 from agelib.pipeline import age_distributions, ordered_batches, train_batches
 from agelib.shards import FaceSet

@@ -13,6 +13,8 @@ from agelib import sample
 from agelib.download import ARCHIVES
 from agelib.files import sha256
 from agelib.labels import count_reasons, read_imdb_wiki, read_utkface
+from agelib.own import read_own
+from agelib.portrait import _portrait
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_making_archives_takes_no_network(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the network was asked")
 
-    sample._portrait.cache_clear()
+    _portrait.cache_clear()
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     assert all(path.exists() for path in sample.make_archives(tmp_path))
@@ -162,20 +164,15 @@ def test_images_are_rgb_jpegs_of_the_official_sizes(wiki, utkface):
     assert len(sizes) > 5
 
 
-def test_age_and_gender_can_be_seen():
-    def draw(age, gender):
-        return sample.draw_portrait(age, gender, np.random.default_rng(3)).astype(float)
-
-    def colour(image):
-        return np.ptp(image, axis=2).mean()
-
-    assert colour(draw(80, 1)) < 0.5 * colour(draw(30, 1))
-    assert np.abs(draw(30, 0) - draw(30, 1)).mean() > 2
-    assert np.abs(draw(5, 1) - draw(30, 1)).mean() > 2
+def test_a_folder_of_own_photos_has_labels_for_all_but_the_badly_named(tmp_path):
+    folder = sample.make_own(tmp_path / "own")
+    counts = count_reasons(read_own(folder)).to_dict()
+    assert counts == {"kept": 145, "age": 3, "unlabelled": 1}
 
 
-def test_a_portrait_depends_on_the_generator_alone(rng):
-    first = sample.draw_portrait(30, 1, np.random.default_rng(0))
-    assert np.array_equal(first, sample.draw_portrait(30, 1, rng))
-    assert not np.array_equal(first, sample.draw_portrait(30, 1, rng))
-    assert (first.dtype, first.shape) == (np.uint8, (200, 200, 3))
+@pytest.mark.usefixtures("small")
+def test_own_photos_that_are_there_stay_as_they_are(tmp_path):
+    labels = sample.make_own(tmp_path) / "labels.csv"
+    labels.write_text("mine")
+    sample.make_own(tmp_path)
+    assert labels.read_text() == "mine"

@@ -4,15 +4,16 @@ import cv2
 import numpy as np
 import pytest
 
-from agelib import AgelibError, sample, shards
+from agelib import AgelibError, shards
 from agelib.files import write_json
 from agelib.labels import person_hash
+from agelib.portrait import draw_portrait
 
 SIZE = 64
 
 
 def face(seed):
-    return sample.draw_portrait(20 + seed, seed % 2, np.random.default_rng(seed), SIZE)
+    return draw_portrait(20 + seed, seed % 2, np.random.default_rng(seed), SIZE)
 
 
 def row(path, age=30, gender=1, race=-1, person="1000"):
@@ -167,7 +168,7 @@ def test_equal_faces_give_equal_files(make):
 def test_faces_of_64_pixels_take_a_quarter_of_their_raw_bytes(rng):
     for age in (1, 10, 30, 50, 85):
         # As cleaning makes them: a larger photo's face, resized.
-        portrait = sample.draw_portrait(age, age % 2, rng)
+        portrait = draw_portrait(age, age % 2, rng)
         crop = cv2.resize(portrait, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         assert len(shards.encode_jpeg(crop)) <= 0.25 * crop.nbytes
 

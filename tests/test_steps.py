@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from agelib import AgelibError, drive, steps, train
+from agelib import AgelibError, datasets, drive, steps, train
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib.callbacks import checkpoint_path
@@ -169,7 +169,7 @@ def test_estimates_before_an_evaluation_are_asked_for(machine):
 
 
 def test_cleaned_faces_come_back_from_drive_and_are_not_cleaned_again(cleaned, no_work):
-    expected = cleaning.read_table("utkface", cleaned)
+    expected = datasets.read_table("utkface", cleaned)
     steps.upload("utkface", cleaned)
     shutil.rmtree(cleaned.faces)
     assert steps.clean("utkface", cleaned)["rows"] == len(expected)

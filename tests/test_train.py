@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from conftest import build_tiny_model
 
-from agelib import AgelibError, callbacks, clean, drive, train
+from agelib import AgelibError, callbacks, clean, datasets, drive, train
 from agelib.backbone import build_backbone
 from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
@@ -522,7 +522,7 @@ def relabelled(config, sample_faces):
 
     def make(change):
         config.faces.unlink()
-        table = clean.read_table("wiki", sample_faces)
+        table = datasets.read_table("wiki", sample_faces)
         table = change(table[table["reject"] == ""].iloc[:40].copy())
         images = sample_faces.raw / "wiki_crop"
         clean.clean_table(table, images, config.faces / "wiki", "wiki", config)

@@ -21,7 +21,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib import clean, crops, faces, sample, shards
+from agelib import clean, crops, datasets, faces, sample, shards
 from agelib.archives import ARCHIVES
 from agelib.backend import tf
 from agelib.config import Config
@@ -37,7 +37,7 @@ def pick_images(count: int, config: Config) -> pd.DataFrame:
     for name in config.sources:
         fetch(name, config)
         extract(name, config)
-        table = clean.read_table(name, config).query("reject == ''")
+        table = datasets.read_table(name, config).query("reject == ''")
         rows = table.sample(min(len(table), count // len(config.sources)), random_state=0)
         tables.append(rows.assign(path=ARCHIVES[name].folder + "/" + rows["path"], split="test"))
     return pd.concat(tables, ignore_index=True)

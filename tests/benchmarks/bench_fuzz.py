@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mutations
 
-from agelib import clean, sample
+from agelib import clean, datasets, sample
 from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.download import extract, fetch
@@ -42,7 +42,7 @@ def find_sources(config: Config, count: int) -> list[Path]:
     for name in config.sources:
         fetch(name, config)
         extract(name, config)
-        rows = clean.read_table(name, config).query("reject == ''")
+        rows = datasets.read_table(name, config).query("reject == ''")
         paths = rows.sample(min(len(rows), count), random_state=0)["path"]
         sources += [config.raw / ARCHIVES[name].folder / path for path in paths]
     return sources

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from agelib import sample
 from agelib.archives import ARCHIVES
 from agelib.config import Config
+from agelib.datasets import read_table
 from agelib.download import extract, fetch
 from agelib.shards import FaceSet
 
@@ -44,7 +45,7 @@ def repeated(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def clean_images(count: int, config: Config, faces: Path) -> None:
-    from agelib.clean import clean_table, read_table  # loads TensorFlow, which reading does not
+    from agelib.clean import clean_table  # loads TensorFlow, which reading does not
 
     table = repeated(read_table("wiki", config), count)
     clean_table(table, config.raw / ARCHIVES["wiki"].folder, faces, "benchmark", config)
