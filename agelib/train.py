@@ -1,5 +1,6 @@
 """Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None
             differs = f"has {name} {noted.get(name)}, but {value} is asked for"
             if name == "faces":
                 differs = f"was trained on other faces than those in {config.faces}"
-            places = " and ".join(str(p) for p in (path.parent, remote) if p and p.exists())
+            # Unlike Path.exists, this raises nothing if Drive cannot be read.
+            places = " and ".join(str(p) for p in (path.parent, remote) if p and os.path.exists(p))
             raise AgelibError(
                 f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
                 f"delete {places}."
