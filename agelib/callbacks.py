@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from agelib import drive
 from agelib.backend import keras, tf
+from agelib.backup import Backup
 from agelib.files import atomic
 from agelib.model import save_model
 
@@ -106,7 +106,8 @@ class Checkpoint(keras.callbacks.Callback):
     ):
         super().__init__()
         self._folder, self._history, self._note = folder, history, note
-        self._remote, self._on_epoch = remote, on_epoch
+        self._backup = Backup(folder, remote) if remote else None
+        self._on_epoch = on_epoch
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the files, sends them to Drive, and tells the caller."""
@@ -119,6 +120,6 @@ class Checkpoint(keras.callbacks.Callback):
             self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
         )
         history = write_history(self._folder, self._history)
-        if self._remote:
-            drive.push(self._folder, self._remote)
+        if self._backup:
+            self._backup.push()
         self._on_epoch(history)

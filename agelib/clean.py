@@ -154,7 +154,9 @@ def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
                     made = (
                         "of other images or labels (the archive, a source or --val-fraction is new)"
                     )
-                places = " and ".join(str(place) for place in (folder, copy) if place.exists())
+                places = " and ".join(
+                    str(place) for place in (folder, copy) if os.path.exists(place)
+                )
                 raise AgelibError(
                     f"{folder} was made {made}: use the same settings, or delete {places}."
                 )

@@ -4,6 +4,7 @@ On Colab, Drive is a folder once it is mounted; elsewhere any folder stands for 
 there holds a `SHA256SUMS` file (as `sha256sum -c` reads it) that names what has arrived whole.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,45 +13,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from agelib import AgelibError
-from agelib.config import Config, on_colab
-from agelib.files import atomic, need_space, remove_partials, sha256
+from agelib.drive_errors import explained, patient, reading
+from agelib.files import atomic, remove_partials, sha256
+from agelib.mounting import check_mounted, flush, mount
+
+__all__ = ["flush", "holds", "mount", "pull", "push", "reading", "remove"]
 
 _SUMS = "SHA256SUMS"
-_MOUNT_POINT = "/content/drive"
 
-
-def mount(config: Config) -> Path:
-    """Makes the lasting folder available: mounts Google Drive on Colab, makes a folder elsewhere.
-
-    Returns:
-        The folder.
-
-    Raises:
-        AgelibError: If Drive cannot be mounted or the folder cannot be made.
-    """
-    try:
-        if on_colab():
-            from google.colab import drive
-
-            drive.mount(_MOUNT_POINT)
-        config.drive.mkdir(parents=True, exist_ok=True)
-    # Colab raises ValueError, RuntimeError or MessageError, depending on what went wrong.
-    except Exception as error:
-        way_out = (
-            "allow access to Google Drive when asked and run this cell again"
-            if on_colab()
-            else "name another folder in AGELIB_DRIVE"
-        )
-        raise AgelibError(f"{config.drive} cannot be used ({error}): {way_out}.") from error
-    return config.drive
-
-
-def flush() -> None:
-    """Waits until Google Drive has everything; does nothing outside Colab."""
-    if on_colab():
-        from google.colab import drive
-
-        drive.flush_and_unmount()
+# File name -> SHA-256 of what has arrived; while a file is being replaced, of both contents.
+Sums = dict[str, set[str]]
 
 
 def push(
@@ -72,7 +44,7 @@ def push(
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
-    _check_mounted(remote)
+    check_mounted(remote)
     if not local.exists():
         raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
     if local.is_dir():
@@ -81,20 +53,19 @@ def push(
         files = {path.relative_to(local).as_posix(): path for path in paths}
     else:
         target, files = remote.parent, {remote.name: local}
-    sums = _read_sums(target)
-    digests = {name: sha256(path) for name, path in files.items()}
-    stale = [
-        name
-        for name, path in files.items()
-        if sums.get(name) != digests[name]
-        or not _same_size(path, target / name)
-        or (verify and sha256(target / name) != digests[name])
-    ]
-    need_space(target, sum(files[name].stat().st_size for name in stale))
-    for name in tqdm(stale, desc=f"push {local.name}", unit=" files", disable=len(stale) < 10):
-        _copy(files[name], target / name, digests[name])
-        sums[name] = digests[name]
-        _write_sums(target, sums)
+    with explained(f"{local} could not be read", local):
+        digests = {name: sha256(path) for name, path in files.items()}
+    failed = f"{local} could not be copied to {remote}"
+    with explained(failed, local, target):
+        sums = _read_sums(target)
+        stale = [
+            name
+            for name, path in files.items()
+            if sums.get(name) != {digests[name]}
+            or _size(target / name) != path.stat().st_size
+            or (verify and _sha256(target / name) != digests[name])
+        ]
+        _send([(files[name], name, digests[name]) for name in stale], target, sums, failed)
     return stale
 
 
@@ -111,65 +82,100 @@ def pull(remote: Path, local: Path) -> list[str]:
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
-    _check_mounted(remote)
-    sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
-    if not sums and remote.name in _read_sums(remote.parent):
-        sums = {(remote, local): _read_sums(remote.parent)[remote.name]}
-    if not sums:
-        raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
-    for source, _ in sums:
-        if not source.exists():
-            raise AgelibError(f"{source} is missing on Drive: push it again.")
-    stale = [
-        pair for pair, digest in sums.items() if not pair[1].exists() or sha256(pair[1]) != digest
-    ]
-    need_space(local.parent, sum(source.stat().st_size for source, _ in stale))
-    for pair in tqdm(stale, desc=f"pull {remote.name}", unit=" files", disable=len(stale) < 10):
-        _copy(*pair, sums[pair])
+    check_mounted(remote)
+    failed = f"{remote} could not be copied to {local}"
+    with explained(failed, remote, local.parent):
+        sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
+        if not sums and remote.name in (beside := _read_sums(remote.parent)):
+            sums = {(remote, local): beside[remote.name]}
+        if not sums:
+            raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
+        sizes = {source: _size(source) for source, _ in sums}
+        for source, size in sizes.items():
+            if size is None:
+                raise AgelibError(f"{source} is missing on Drive: push it again.")
+        stale = [
+            pair for pair, d in sums.items() if not pair[1].exists() or sha256(pair[1]) not in d
+        ]
+        to_go = [sizes[source] for source, _ in stale]
+        with explained(failed, remote, local.parent, to_go=sum(to_go)):
+            _need_space(local.parent, sum(to_go))
+        for i, pair in enumerate(_bar(stale, f"pull {remote.name}")):
+            _copy(*pair, sums[pair], sum(to_go[i:]))
     return [t.relative_to(local).as_posix() if t != local else local.name for _, t in stale]
 
 
 def remove(remote: Path, folder: str) -> None:
-    """Removes a folder inside a pushed folder, and what `SHA256SUMS` says of it."""
-    _check_mounted(remote)
+    """Removes a folder inside a pushed folder, and what `SHA256SUMS` says of it.
+
+    Raises:
+        AgelibError: If Drive cannot be used.
+    """
+    check_mounted(remote)
     shutil.rmtree(remote / folder, ignore_errors=True)
-    sums = _read_sums(remote)
-    kept = {name: sums[name] for name in sums if not name.startswith(f"{folder}/")}
-    if kept != sums:
-        _write_sums(remote, kept)
+    with explained(f"{remote / folder} could not be removed", remote):
+        sums = _read_sums(remote)
+        kept = {name: sums[name] for name in sums if not name.startswith(f"{folder}/")}
+        if kept != sums:
+            _write_sums(remote, kept)
 
 
 def holds(remote: Path) -> bool:
-    """Tells whether Drive holds a file or a folder that was pushed there."""
-    _check_mounted(remote)
-    return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
+    """Tells whether Drive holds a file or a folder that was pushed there.
+
+    Raises:
+        AgelibError: If Drive cannot be read.
+    """
+    check_mounted(remote)
+    with reading(remote):
+        return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
 
 
-def _check_mounted(remote: Path) -> None:
-    """Refuses the plain folder that Colab loses when it lies where Google Drive should be."""
-    if on_colab() and remote.is_relative_to(_MOUNT_POINT) and not os.path.ismount(_MOUNT_POINT):
-        raise AgelibError(
-            f"Google Drive is not mounted at {_MOUNT_POINT}, so {remote} would not last: run the "
-            "notebook's cell with drive.mount(config) first, since the command line on Colab "
-            "cannot mount Drive by itself."
-        )
+def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums, failed: str) -> None:
+    """Copies files, each with its name there and its SHA-256, and notes each once it is there."""
+    sizes = [path.stat().st_size for path, _, _ in files]
+    with explained(failed, target, to_go=sum(sizes)):
+        _need_space(target, sum(sizes))
+    for i, (path, name, digest) in enumerate(_bar(files, f"push {target.name}")):
+        if name in sums and digest not in sums[name]:
+            # Cut off after this, the old copy and the new one can both be pulled.
+            sums[name].add(digest)
+            _write_sums(target, sums)
+        _copy(path, target / name, {digest}, sum(sizes[i:]))
+        sums[name] = {digest}
+        _write_sums(target, sums)
 
 
-def _copy(source: Path, target: Path, digest: str) -> None:
-    try:
-        remove_partials(target)
-        with atomic(target) as partial:
-            shutil.copyfile(source, partial)
-            if sha256(partial) != digest:
-                raise OSError(
-                    "the copy differs from what was pushed; if it does so again, "
-                    "delete it there and push it again"
-                )
-    except OSError as error:
-        raise AgelibError(
-            f"{source} could not be copied to {target} ({error}): what was copied before is safe; "
-            "make sure there is space and run this again."
-        ) from error
+def _copy(source: Path, target: Path, digests: set[str], to_go: int) -> None:
+    failed = f"{source} could not be copied to {target}"
+    with explained(failed, source, target.parent, to_go=to_go):
+        _copy_whole(source, target, digests)
+
+
+@patient
+def _copy_whole(source: Path, target: Path, digests: set[str]) -> None:
+    remove_partials(target)
+    with atomic(target) as partial:
+        shutil.copyfile(source, partial)
+        if sha256(partial) not in digests:
+            raise OSError(
+                "the copy differs from what was pushed; if it does so again, "
+                "delete it there and push it again"
+            )
+
+
+@patient
+def _need_space(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+_sha256 = patient(sha256)
+
+
+def _bar(items: list, text: str) -> tqdm:
+    return tqdm(items, desc=text, unit=" files", disable=len(items) < 10)
 
 
 def _visible_files(folder: Path) -> list[Path]:
@@ -181,25 +187,35 @@ def _visible_files(folder: Path) -> list[Path]:
     )
 
 
-def _same_size(one: Path, other: Path) -> bool:
-    return other.exists() and one.stat().st_size == other.stat().st_size
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """Returns file name -> SHA-256 of what a folder on Drive holds."""
-    path = folder / _SUMS
+@patient
+def _size(path: Path) -> int | None:
+    """Returns a file's size; unlike `exists`, takes no error but its absence for its absence."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@patient
+def _read_sums(folder: Path) -> Sums:
+    """Returns what a folder on Drive holds."""
+    path, sums = folder / _SUMS, {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            digest, name = line.split("  ", 1)
+            sums.setdefault(name, set()).add(digest)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except ValueError as error:
         raise AgelibError(
             f"{path} is damaged ({error}): delete it and push the files again."
         ) from error
+    return sums
 
 
-def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+@patient
+def _write_sums(folder: Path, sums: Sums) -> None:
     remove_partials(folder / _SUMS)
+    lines = (f"{digest}  {name}\n" for name in sorted(sums) for digest in sorted(sums[name]))
     with atomic(folder / _SUMS) as partial:
-        partial.write_text(
-            "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8"
-        )
+        partial.write_text("".join(lines), encoding="utf-8")

@@ -16,6 +16,7 @@ from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
 from agelib.archives import ARCHIVES
+from agelib.backup import Backup, push_finished
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
 from agelib.datasets import images_folder
@@ -56,7 +57,9 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    if (remote / MANIFEST).exists() and (crop := read_manifest(remote)["crop"]) != config.crop:
+    with drive.reading(remote):
+        crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
+    if crop != config.crop:
         raise AgelibError(
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
@@ -64,9 +67,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     _pull_set(name, config)
     if name in ARCHIVES:
         _extract_again(name, config)
-    manifest = cleaning.clean(
-        name, config, on_shard=lambda files: drive.push(faces, remote, only=files)
-    )
+    manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
     return manifest
 
@@ -123,7 +124,7 @@ def upload(name: str, config: Config) -> list[str]:
             f"{faces} has damaged shards ({', '.join(damaged)}): run `python -m agelib clean "
             "--verify`, or agelib.steps.verify and agelib.steps.clean; they are rebuilt alone."
         )
-    copied = drive.push(faces, remote, verify=True)
+    copied = push_finished(faces, faces, remote, verify=True)
     drive.remove(remote, cleaning.PARTS)
     return copied
 
@@ -151,7 +152,7 @@ def train(
     _pull_run(config)
     history = training.train(config, _run_on_drive(config), on_epoch)
     plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-    drive.push(config.run_folder, _run_on_drive(config))
+    push_finished(config.run_folder / "model.keras", config.run_folder, _run_on_drive(config))
     return history
 
 
@@ -173,7 +174,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
     for name, figure in figures.items():
         figure.savefig(_figure(config, name))
-    drive.push(config.run_folder, _run_on_drive(config))
+    push_finished(config.run_folder, config.run_folder, _run_on_drive(config))
     return report
 
 
@@ -228,10 +229,10 @@ def _pull_set(name: str, config: Config) -> None:
     if not drive.holds(remote):
         return
     here, there = faces / MANIFEST, remote / MANIFEST
-    if there.exists():
-        fits = not here.exists() or here.read_bytes() == there.read_bytes()
-    else:
+    with drive.reading(remote):
         fits = not faces.exists()
+        if there.exists():
+            fits = not here.exists() or here.read_bytes() == there.read_bytes()
     if fits:
         drive.pull(remote, faces)
 
@@ -239,8 +240,9 @@ def _pull_set(name: str, config: Config) -> None:
 def _pull_run(config: Config) -> None:
     """Fetches the run from Drive if it got further there than here."""
     remote = _run_on_drive(config)
-    if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
-        drive.pull(remote, config.run_folder)
+    with drive.reading(remote):
+        if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
+            drive.pull(remote, config.run_folder)
 
 
 def _progress(folder: Path) -> tuple[bool, int]:

@@ -1,5 +1,6 @@
 """Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agelib import AgelibError, __version__, drive
+from agelib import AgelibError, __version__
 from agelib.backend import keras, tf
+from agelib.backup import push_finished
 from agelib.callbacks import (
     Checkpoint,
     Progress,
@@ -46,7 +48,7 @@ def train(
 
     Args:
         config: All settings; the run's folder is `config.run_folder`.
-        remote: The run's folder on Drive; each finished epoch is pushed there.
+        remote: The run's folder on Drive; each finished epoch is pushed there, or with a later one.
         on_epoch: Called after each epoch with the history so far.
 
     Returns:
@@ -54,7 +56,7 @@ def train(
 
     Raises:
         AgelibError: If there is nothing to learn from, the run was begun with other settings, the
-            memory is too small, or the loss is no longer a number.
+            memory is too small, the loss is no longer a number, or the model cannot be pushed.
     """
     folder = config.run_folder
     made_of = config.to_dict() | {"faces": _fingerprints(config)}
@@ -87,7 +89,7 @@ def train(
     note |= {"temperatures": calibrate(finished, faces["val"])}
     save_model(finished, done, note)
     if remote:
-        drive.push(folder, remote)
+        push_finished(done, folder, remote)
     return read_history(folder)
 
 
@@ -176,7 +178,8 @@ def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None
             differs = f"has {name} {noted.get(name)}, but {value} is asked for"
             if name == "faces":
                 differs = f"was trained on other faces than those in {config.faces}"
-            places = " and ".join(str(p) for p in (path.parent, remote) if p and p.exists())
+            # Unlike Path.exists, this raises nothing if Drive cannot be read.
+            places = " and ".join(str(p) for p in (path.parent, remote) if p and os.path.exists(p))
             raise AgelibError(
                 f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
                 f"delete {places}."

@@ -1,9 +1,10 @@
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,6 +54,30 @@ def sample_faces(sample_config):
     for name in sample_config.sources:
         clean(name, sample_config)
     return sample_config
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """A stand-in for Colab, whose Drive is a folder here, and not mounted."""
+    point = tmp_path / "content" / "drive"
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr("agelib.drive_errors.MOUNT_POINT", str(point))
+    monkeypatch.setattr(Config, "drive", property(lambda _: point / "MyDrive" / "age_gender"))
+    calls = []
+    google, module = ModuleType("google"), ModuleType("google.colab")
+    google.colab = module
+    module.drive = SimpleNamespace(
+        mount=lambda point, **options: calls.append(("mount", options)),
+        flush_and_unmount=lambda: calls.append(("flush",)),
+    )
+    # Mounted as soon as it was asked for.
+    ismount = os.path.ismount
+    monkeypatch.setattr(
+        "os.path.ismount", lambda path: bool(calls) if str(path) == str(point) else ismount(path)
+    )
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    return SimpleNamespace(drive=module.drive, calls=calls, point=point)
 
 
 @pytest.fixture

@@ -1,3 +1,7 @@
+import builtins
+import errno
+import hashlib
+import io
 import os
 import random
 import shutil
@@ -5,12 +9,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError, drive, files
-from agelib.config import Config
+from agelib import AgelibError, drive, drive_errors, files
 from agelib.files import sha256
 
 CONTENTS = {"a.npy": b"first", "b.npy": b"second", "figures/ä b.png": b"third"}
@@ -40,28 +43,6 @@ def pushed(local, remote):
 def fresh(tmp_path):
     """Where to pull to, as on another machine."""
     return tmp_path / "fresh" / "faces"
-
-
-@pytest.fixture
-def config(tmp_path):
-    return Config.from_profile("wiki", data=tmp_path / "data")
-
-
-@pytest.fixture
-def colab(tmp_path, monkeypatch):
-    """A stand-in for Colab, whose Drive is a folder here."""
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr(Config, "drive", property(lambda _: tmp_path / "MyDrive" / "age_gender"))
-    calls = []
-    google, module = ModuleType("google"), ModuleType("google.colab")
-    google.colab = module
-    module.drive = SimpleNamespace(
-        mount=lambda point: calls.append(("mount", point)),
-        flush_and_unmount=lambda: calls.append(("flush",)),
-    )
-    monkeypatch.setitem(sys.modules, "google", google)
-    monkeypatch.setitem(sys.modules, "google.colab", module)
-    return SimpleNamespace(drive=module.drive, calls=calls)
 
 
 def contents(folder):
@@ -419,48 +400,11 @@ def test_removing_what_is_not_there_changes_nothing(pushed):
     assert (pushed / "SHA256SUMS").read_bytes() == sums
 
 
-def test_off_colab_mounting_makes_a_folder(config):
-    assert drive.mount(config) == config.drive == config.data / "drive"
-    assert config.drive.is_dir()
-    assert drive.flush() is None
-
-
-def test_agelib_drive_that_is_a_file_is_named(config, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "file"))
-    with pytest.raises(AgelibError, match=r"file/age_gender cannot be used .*AGELIB_DRIVE"):
-        drive.mount(config)
-
-
-def test_on_colab_google_drive_is_mounted(colab, config):
-    assert drive.mount(config) == config.drive
-    assert config.drive.is_dir()
-    assert colab.calls == [("mount", "/content/drive")]
-
-
-def test_on_colab_flushing_waits_for_google_drive(colab):
-    drive.flush()
-    assert colab.calls == [("flush",)]
-
-
-@pytest.mark.parametrize("error", [ValueError("mount failed"), RuntimeError("credential")])
-def test_access_that_was_not_allowed_says_what_to_do(colab, config, error):
-    def refuse(_):
-        raise error
-
-    colab.drive.mount = refuse
-    with pytest.raises(AgelibError, match=rf"{error}\): allow access to Google Drive"):
-        drive.mount(config)
-    assert not config.drive.exists()
-
-
 @pytest.fixture
-def unmounted(colab, tmp_path, monkeypatch):
+def unmounted(colab):
     """Where Google Drive would be, on Colab, if it were mounted: holds what looks like Drive."""
-    point = tmp_path / "content" / "drive"
-    (point / "MyDrive").mkdir(parents=True)
-    monkeypatch.setattr(drive, "_MOUNT_POINT", str(point))
-    return point
+    (colab.point / "MyDrive").mkdir(parents=True)
+    return colab.point
 
 
 ON_DRIVE = {
@@ -498,3 +442,202 @@ def test_on_colab_mounted_google_drive_takes_files(unmounted, local, monkeypatch
 def test_off_colab_a_folder_of_that_name_is_a_folder(unmounted, local, monkeypatch):
     monkeypatch.delenv("COLAB_RELEASE_TAG")
     assert drive.push(local, unmounted / "MyDrive" / "faces") == sorted(CONTENTS)
+
+
+# What fails on Drive, at any moment
+
+
+@pytest.fixture
+def faulty(colab, monkeypatch):
+    """A mounted Google Drive of which the n-th call fails, alone or with all after it."""
+    return FaultyDrive(Path(drive_errors.MOUNT_POINT), monkeypatch)
+
+
+class FaultyDrive:
+    # Each of them takes what it works on first, but for fsync.
+    CALLS = (
+        (builtins, "open"),
+        (io, "open"),
+        *((os, name) for name in ("stat", "mkdir", "replace", "unlink", "scandir", "fsync")),
+        (shutil, "copyfile"),
+        (shutil, "disk_usage"),
+        (hashlib, "file_digest"),
+        (Path, "write_text"),
+    )
+
+    def __init__(self, point, monkeypatch):
+        self.point, self.count = str(point), 0
+        self.failing = lambda count: False
+        self.error = 0
+        monkeypatch.setattr(drive_errors, "_PAUSES", (0, 0))
+        monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == self.point)
+        for place, name in self.CALLS:
+            monkeypatch.setattr(place, name, self._watched(getattr(place, name)))
+
+    def _watched(self, function):
+        def watched(*arguments, **options):
+            names = [getattr(argument, "name", None) for argument in arguments]
+            names = [*arguments, *names] if function is not FSYNC else [self.point]
+            if any(str(name).startswith(self.point) for name in names):
+                self.count += 1
+                if self.failing(self.count):
+                    raise OSError(self.error, os.strerror(self.error))
+            return function(*arguments, **options)
+
+        return watched
+
+    def run(self, action, failing=lambda count: False, error=errno.EIO):
+        """Returns the sentence with which an action gives up, or None, and the number of calls."""
+        self.count, self.failing, self.error = 0, failing, error
+        try:
+            action()
+            said = None
+        except AgelibError as error:
+            said = str(error)
+        self.failing = lambda count: False
+        return said, self.count
+
+
+FSYNC = os.fsync
+OLDER = {"a.npy": b"older", "b.npy": b"second", "parts/1.json": b"{}"}
+NEWER = OLDER | CONTENTS
+
+
+def fill(folder, content):
+    for name, data in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+ACTIONS = {
+    "push": lambda local, remote, fresh: drive.push(local, remote),
+    "verify": lambda local, remote, fresh: drive.push(local, remote, verify=True),
+    "pull": lambda local, remote, fresh: drive.pull(remote, fresh),
+    "holds": lambda local, remote, fresh: drive.holds(remote),
+    "remove": lambda local, remote, fresh: drive.remove(remote, "parts"),
+}
+ADVICE = {
+    errno.EIO: "Google limits how much",
+    errno.ENOSPC: "MB are free: make room",
+    errno.EDQUOT: "MB are free: make room",
+    errno.ENOTCONN: r"drive.mount(config) again",
+}
+
+
+def each_failure(action, faulty, tmp_path, lasting, error):
+    """Yields, for each call of an action, what was said when it failed, and the folders."""
+    folders = prepared(faulty, tmp_path, "whole")
+    _, calls = faulty.run(lambda: ACTIONS[action](*folders))
+    for moment in range(1, calls + 1):
+        folders = prepared(faulty, tmp_path, str(moment))
+
+        def failing(count, moment=moment):
+            return count >= moment if lasting else count == moment
+
+        said, _ = faulty.run(lambda folders=folders: ACTIONS[action](*folders), failing, error)
+        yield said, folders
+
+
+def prepared(faulty, tmp_path, name):
+    local, fresh = tmp_path / name / "local", tmp_path / name / "fresh"
+    remote = Path(faulty.point) / name
+    fill(local, OLDER)
+    drive.push(local, remote)
+    fill(local, CONTENTS)
+    return local, remote, fresh
+
+
+@pytest.mark.parametrize("error", ADVICE, ids=errno.errorcode.get)
+@pytest.mark.parametrize("action", ACTIONS)
+def test_whenever_drive_fails_a_sentence_says_what_to_do(action, error, faulty, tmp_path):
+    for sentence, _ in each_failure(action, faulty, tmp_path, True, error):
+        assert ADVICE[error] in sentence
+        assert os.strerror(error) in sentence
+        assert sentence.endswith("then run this again; what was copied before is safe.")
+        assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("action", ["push", "verify", "pull"])
+def test_whenever_drive_fails_nothing_is_lost_and_running_again_completes(action, faulty, tmp_path):
+    for said, (local, remote, fresh) in each_failure(action, faulty, tmp_path, True, errno.ENOSPC):
+        # Another machine gets the old or the new, whole.
+        other = fresh.with_name("other")
+        drive.pull(remote, other)
+        assert set(contents(other)) >= set(OLDER)
+        for name, content in contents(other).items():
+            assert content in (OLDER.get(name), NEWER[name]), said
+        ACTIONS[action](local, remote, fresh)
+        drive.pull(remote, fresh)
+        assert contents(fresh) == contents(remote) == (OLDER if action == "pull" else NEWER)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_error_that_passes_is_not_mentioned(action, faulty, tmp_path):
+    for said, (_, remote, fresh) in each_failure(action, faulty, tmp_path, False, errno.EIO):
+        assert said is None
+        drive.pull(remote, fresh)
+        expected = NEWER if action in ("push", "verify") else OLDER
+        assert contents(fresh) == {
+            name: content
+            for name, content in expected.items()
+            if action != "remove" or not name.startswith("parts")
+        }
+
+
+def test_a_full_drive_names_what_is_missing(faulty, tmp_path, monkeypatch):
+    local, remote, _ = prepared(faulty, tmp_path, "full")
+    (local / "a.npy").write_bytes(bytes(3_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(
+        AgelibError, match=r"left on device\): 3\.0 MB are to be copied, 1\.0 MB are"
+    ):
+        drive.push(local, remote)
+    assert contents(remote) == OLDER
+
+
+def test_a_drive_that_fills_up_names_what_is_missing(faulty, tmp_path, monkeypatch):
+    local, remote, _ = prepared(faulty, tmp_path, "full")
+    copyfile = shutil.copyfile
+
+    def fill_up(source, target):
+        if source.name != "a.npy":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copyfile(source, target)
+
+    (local / "b.npy").write_bytes(bytes(2_000_000))
+    monkeypatch.setattr(shutil, "copyfile", fill_up)
+    with pytest.raises(
+        AgelibError, match=r"b\.npy could not be copied .* 2\.0 MB are to be copied"
+    ):
+        drive.push(local, remote)
+    assert contents(remote) == OLDER | {"a.npy": b"first"}
+
+
+def test_while_a_file_is_replaced_the_sums_know_both(local, pushed, fresh, monkeypatch):
+    (local / "a.npy").write_bytes(b"newer")
+    write, calls = drive._write_sums, []
+
+    def once(folder, sums):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(folder, sums)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "_write_sums", once)
+        with pytest.raises(KeyboardInterrupt):
+            drive.push(local, pushed)
+    drive.pull(pushed, fresh)
+    assert (fresh / "a.npy").read_bytes() == b"newer"
+    assert drive.push(local, pushed) == ["a.npy"]
+    assert (pushed / "SHA256SUMS").read_text(encoding="utf-8").count("a.npy") == 1
+
+
+def test_off_colab_the_advice_is_not_about_google(local, remote, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(drive_errors, "_PAUSES", ())
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(AgelibError, match="see whether the disk or its connection is at fault"):
+        drive.push(local, remote)

@@ -1,10 +1,12 @@
 import dataclasses
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from agelib import AgelibError, datasets, drive, steps, train
+from agelib import AgelibError, datasets, drive, drive_errors, steps, train
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib.callbacks import checkpoint_path
@@ -226,6 +228,58 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
     remote = cleaned.drive / "faces" / "utkface"
     assert listing(remote) == listing(cleaned.faces / "utkface")
     assert not [name for name in listing(remote) if name.startswith(cleaning.PARTS)]
+
+
+def out_of_order(*arguments, **options):
+    raise AgelibError("Drive is out of order.")
+
+
+def test_shards_that_cannot_reach_drive_are_kept_and_pushed_later(cleaned, monkeypatch, capsys):
+    monkeypatch.setattr(cleaning, "UNIT_ROWS", 40)
+    faces, remote = cleaned.faces / "utkface", cleaned.drive / "faces" / "utkface"
+    shutil.rmtree(faces)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "push", out_of_order)
+        with pytest.raises(AgelibError, match="utkface is finished, but lies on this machine"):
+            steps.clean("utkface", cleaned)
+    assert capsys.readouterr().err.count("No need to stop") == 1
+    assert damaged_shards(faces) == []
+    monkeypatch.setattr(cleaning, "_clean_unit", refuse)
+    steps.clean("utkface", cleaned)
+    assert listing(remote) == listing(faces)
+
+
+def test_a_run_that_could_not_reach_drive_is_pushed_by_the_next_call(short_run, monkeypatch):
+    remote = short_run.drive / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "push", out_of_order)
+        for _ in range(2):
+            with pytest.raises(AgelibError, match=r"model\.keras is finished, but lies on"):
+                steps.train(short_run)
+        assert not remote.exists()
+    monkeypatch.setattr(train, "build_model", refuse)
+    assert len(steps.train(short_run, refuse)) == 2
+    assert listing(remote) == listing(short_run.run_folder)
+
+
+@pytest.mark.parametrize("step", ["pull_faces", "train", "evaluate", "pull_model", "clean"])
+def test_a_drive_that_cannot_be_read_is_a_sentence(next_machine, no_work, monkeypatch, step):
+    arguments = ("utkface", next_machine) if step == "clean" else (next_machine,)
+    stat, read = Path.stat, Path.read_bytes
+
+    def failing(function):
+        def fail(path, *more, **options):
+            if path.name in ("manifest.json", "history.csv") and "drive" in path.parts:
+                raise OSError(errno.EIO, "Input/output error")
+            return function(path, *more, **options)
+
+        return fail
+
+    monkeypatch.setattr(drive_errors, "_PAUSES", ())
+    monkeypatch.setattr(Path, "stat", failing(stat))
+    monkeypatch.setattr(Path, "read_bytes", failing(read))
+    with pytest.raises(AgelibError, match=r"could not be .*\(Input/output error\): see whether"):
+        getattr(steps, step)(*arguments)
 
 
 @pytest.fixture

@@ -481,6 +481,52 @@ def test_each_finished_epoch_is_on_drive_and_another_machine_goes_on_from_there(
     assert_same_result(config, uninterrupted)
 
 
+@pytest.fixture
+def lame_drive(monkeypatch):
+    """Drive, which takes files only in the pushes whose numbers are given."""
+    push, calls, well = drive.push, [], set()
+
+    def pushing(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) not in well:
+            raise AgelibError("Drive is out of order.")
+        return push(*arguments, **options)
+
+    monkeypatch.setattr(drive, "push", pushing)
+    return well
+
+
+def test_epochs_that_cannot_reach_drive_do_not_stop_training(
+    config, uninterrupted, tmp_path, lame_drive, capsys
+):
+    remote = tmp_path / "drive" / "tiny"
+    lame_drive.update({3, 4})
+    on_drive = []
+    train.train(config, remote, lambda _: on_drive.append(remote.exists()))
+    assert on_drive == [False, False, True]
+    assert capsys.readouterr().err.count("Drive is out of order. No need to stop") == 1
+    shutil.rmtree(config.run_folder)
+    drive.pull(remote, config.run_folder)
+    assert_same_result(config, uninterrupted)
+
+
+def test_both_phases_tell_of_trouble_once(heads_first, tmp_path, lame_drive, capsys):
+    lame_drive.add(4)
+    train.train(heads_first, tmp_path / "drive" / "tiny", silent)
+    assert capsys.readouterr().err.count("No need to stop") == 1
+
+
+def test_a_model_that_cannot_reach_drive_is_named_and_kept(
+    config, uninterrupted, tmp_path, lame_drive
+):
+    path = config.run_folder / "model.keras"
+    with pytest.raises(AgelibError, match="is finished, but lies on this machine alone") as caught:
+        train.train(config, tmp_path / "drive" / "tiny", silent)
+    assert str(caught.value).startswith(str(path))
+    assert_same_result(config, uninterrupted)
+    assert lame_drive == set()
+
+
 # Refusals
 
 
