@@ -15,8 +15,6 @@ BACKBONES = tuple(f"EfficientNetB{i}" for i in range(8))
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
 SOURCES = ("wiki", "imdb", "utkface", "own")
 
-_ROOT = Path(__file__).resolve().parents[1]
-
 
 def on_colab() -> bool:
     """Tells whether this process runs in Google Colab."""
@@ -24,7 +22,7 @@ def on_colab() -> bool:
 
 
 def _default_data() -> Path:
-    return Path(os.environ.get("AGELIB_DATA") or _ROOT / "data")
+    return Path(os.environ.get("AGELIB_DATA") or Path(__file__).resolve().parents[1] / "data")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -127,6 +125,11 @@ class Config:
                 self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in (".keras", ".h5"),
                 "weights",
                 f"none, {', '.join(WEIGHTS)}, or the path of a .keras or .h5 file",
+            ),
+            (
+                self.weights != "agelib" or self.backbone == "EfficientNetB0",
+                "backbone",
+                "EfficientNetB0, as the model that comes along is one, or choose other weights",
             ),
             (16 <= self.crop_size <= 600, "crop_size", "from 16 to 600 pixels"),
             (32 <= self.image_size <= 600, "image_size", "from 32 to 600 pixels"),

@@ -4,19 +4,44 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agelib import AgelibError, first_line
 from agelib.backend import keras, tf
 
 _TENSOR_CORES = (7, 0)  # compute capability, NVIDIA "Training With Mixed Precision" guide
 
 
 def strategy() -> tf.distribute.Strategy:
-    """Returns how to share the work: over a TPU's cores, over several GPUs, or not at all."""
+    """Returns how to share the work: over a TPU's cores, over several GPUs, or not at all.
+
+    Raises:
+        AgelibError: If there is a TPU that cannot be used.
+    """
     if _has_tpu():
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        # TensorFlow raises ValueError, RuntimeError or an error of its own, as the cause may be.
+        except Exception as error:
+            raise AgelibError(
+                f"The TPU cannot be used ({first_line(error)}): choose Runtime > Change runtime "
+                "type > GPU, or elsewhere remove TPU_NAME from the environment."
+            ) from error
         return tf.distribute.TPUStrategy(resolver)
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def describe_devices() -> str:
+    """Names what there is to train on, for example "Tesla T4; in mixed_float16"."""
+    if _has_tpu():
+        return f"TPU; in {precision()}"
+    gpus = tf.config.list_physical_devices("GPU")
+    details = map(tf.config.experimental.get_device_details, gpus)
+    names = [found.get("device_name", "a GPU") for found in details]
+    # Colab's TPU machines bring a TensorFlow that knows nothing of it.
+    tpu = os.environ.get("TPU_ACCELERATOR_TYPE")
+    nothing = f"no GPU, and a TPU ({tpu}) that TensorFlow does not see" if tpu else "no GPU"
+    return f"{', '.join(names) or nothing}; in {precision()}"
 
 
 def precision() -> str:

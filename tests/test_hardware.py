@@ -1,7 +1,8 @@
 import pytest
 
+from agelib import AgelibError
 from agelib.backend import keras, tf
-from agelib.hardware import computing_in, precision, strategy
+from agelib.hardware import computing_in, describe_devices, precision, strategy
 
 
 @pytest.fixture
@@ -9,6 +10,7 @@ def gpus(monkeypatch):
     """Pretends that there are GPUs of these compute capabilities."""
     monkeypatch.delenv("TPU_NAME", raising=False)
     monkeypatch.delenv("COLAB_TPU_ADDR", raising=False)
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
 
     def pretend(*capabilities):
         details = dict(enumerate(capabilities))
@@ -54,6 +56,29 @@ def test_a_tpu_is_taken_as_a_whole(gpus, monkeypatch, variable):
     monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda found: f"shared by {found}")
     assert strategy() == "shared by the cores"
     assert precision() == "mixed_bfloat16"
+
+
+def test_a_tpu_that_cannot_be_used_is_one_sentence(gpus, monkeypatch):
+    def refuse():
+        raise ValueError("Please provide a TPU Name to connect to.\nMore.")
+
+    gpus()
+    monkeypatch.setenv("TPU_NAME", "local")
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", refuse)
+    with pytest.raises(AgelibError, match=r"connect to\.\): choose Runtime > Change") as caught:
+        strategy()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_devices_are_named(gpus, monkeypatch):
+    gpus((7, 5))
+    assert describe_devices() == "a GPU; in mixed_float16"
+    gpus()
+    assert describe_devices() == "no GPU; in float32"
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5e-1")
+    assert "a TPU (v5e-1) that TensorFlow does not see" in describe_devices()
+    monkeypatch.setenv("TPU_NAME", "local")
+    assert describe_devices() == "TPU; in mixed_bfloat16"
 
 
 def test_the_precision_is_for_what_is_built_inside():
