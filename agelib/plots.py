@@ -118,29 +118,60 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     """Shows how probable each year is for each face, over the age branches."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     axis = figure.subplots()
-    years = np.arange(MIN_AGE, MAX_AGE + 1)
-    for i, estimate in enumerate(estimates):
-        label = f"face {i + 1}: {estimate.age:.0f} years"
-        line = axis.plot(years, estimate.ages, label=label)[0]
-        axis.axvline(estimate.age, color=line.get_color(), linewidth=0.8, linestyle=":")
+    labels = [f"face {i}: {each.age:.0f} years" for i, each in enumerate(estimates, 1)]
+    _draw_ages(axis, [each.ages for each in estimates], [each.age for each in estimates], labels)
+    if estimates:
+        axis.legend(frameon=False)
+    return figure
+
+
+def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
+    """Shows the way of a photo to an answer: the face's box, the crop, the years.
+
+    Args:
+        image: RGB uint8 of shape (height, width, 3).
+        crop: What the network sees of the face, RGB uint8.
+        estimate: The answer.
+    """
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    photo, face, ages = figure.subplots(1, 3, width_ratios=(1, 0.8, 2))
+    photo.imshow(image)
+    photo.add_patch(_box(estimate))
+    photo.set_title("1. MTCNN finds the face", fontsize=10)
+    face.imshow(crop)
+    face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=10)
+    for axis in (photo, face):
+        axis.axis("off")
+    _draw_ages(ages, [estimate.ages], [estimate.age], [""])
+    says = f"{estimate.gender} {estimate.genders.max():.0%}, {estimate.age:.0f} years"
+    interval = f"({estimate.interval[0]}-{estimate.interval[1]})"
+    ages.set_title(f"3. EfficientNet says: {says} {interval}", fontsize=10, pad=18)
+    return figure
+
+
+def _draw_ages(
+    axis: Axes, ages: Sequence[np.ndarray], means: Sequence[float], labels: Sequence[str]
+) -> None:
+    """Draws how probable each year is, one line a face, over the age branches."""
+    for probabilities, mean, label in zip(ages, means, labels, strict=True):
+        line = axis.plot(np.arange(MIN_AGE, MAX_AGE + 1), probabilities, label=label)[0]
+        axis.axvline(mean, color=line.get_color(), linewidth=0.8, linestyle=":")
     for i, ((low, high), name) in enumerate(zip(AGE_BRANCHES, BRANCH_NAMES, strict=True)):
         axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
-        axis.text(
-            (low + high) / 2,
-            1.02,
-            name,
-            fontsize=8,
-            ha="center",
-            transform=axis.get_xaxis_transform(),
-        )
+        place = {"ha": "center", "transform": axis.get_xaxis_transform()}
+        axis.text((low + high) / 2, 1.02, name, fontsize=8, **place)
     axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
     axis.set_ylim(0)
     axis.set_xlabel("age")
     axis.set_ylabel("probability")
-    if estimates:
-        axis.legend(frameon=False)
     tidy(axis)
-    return figure
+
+
+def _box(estimate: "Estimate") -> Rectangle:
+    left, top, right, bottom = estimate.face.box
+    return Rectangle(
+        (left, top), right - left, bottom - top, fill=False, linewidth=2, edgecolor=_HIGHLIGHT
+    )
 
 
 def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int = 1600) -> Figure:
@@ -166,21 +197,10 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
     for number, estimate in enumerate(estimates, 1):
-        left, top, right, bottom = estimate.face.box
-        axis.add_patch(
-            Rectangle(
-                (left, top),
-                right - left,
-                bottom - top,
-                fill=False,
-                linewidth=2,
-                edgecolor=_HIGHLIGHT,
-            )
-        )
+        axis.add_patch(_box(estimate))
         _label(
             axis,
-            left,
-            top,
+            *estimate.face.box[:2],
             (f"{number}: " if len(estimates) > 1 else "")
             + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
             f"({estimate.interval[0]}-{estimate.interval[1]})",

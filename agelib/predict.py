@@ -76,6 +76,11 @@ class Estimator:
         model_path: A model.keras; it holds all that prediction needs, the crop settings too.
             By default the one that comes with the package.
 
+    Attributes:
+        path: The file.
+        model: The network.
+        crop: Keyword arguments of `agelib.faces.crop_face`, as the model needs its faces.
+
     Raises:
         AgelibError: If the file is missing or no such model.
     """
@@ -83,7 +88,7 @@ class Estimator:
     def __init__(self, model_path: Path = PRETRAINED):
         self.path = Path(model_path)
         self.model, note = load_model(model_path)
-        self._crop = note["crop"]
+        self.crop = note["crop"]
         self._detector = FaceDetector()
 
     def predict(self, photo: str | Path | bytes | np.ndarray | Image.Image) -> list[Estimate]:
@@ -138,7 +143,7 @@ class Estimator:
         """Returns the estimates of each image's faces."""
         size = self.model.input_shape[1:3]
         crops = [
-            resize(crop_face(image, face, **self._crop), size)
+            resize(crop_face(image, face, **self.crop), size)
             for image, found in zip(images, faces, strict=True)
             for face in found
         ]

@@ -49,6 +49,7 @@ FIGURES = {
     "learning curves of one epoch": lambda: plots.learning_curves(history(1)),
     "age distributions": lambda: plots.age_distributions([estimate_at(0, 0), estimate_at(9, 9)]),
     "annotate": lambda: plots.annotate(NOISE[0], [estimate_at(5, 5, 20)]),
+    "story": lambda: plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20)),
     "annotate without faces": lambda: plots.annotate(NOISE[0], []),
 }
 
@@ -136,6 +137,17 @@ def test_learning_curves_show_train_and_val_of_three_measures():
 def test_age_distributions_name_every_face():
     figure = plots.age_distributions([estimate_at(0, 0, age=20), estimate_at(0, 0, age=70)])
     assert {"face 1: 20 years", "face 2: 70 years"} <= set(texts_of(figure))
+
+
+def test_a_story_ends_with_the_answer_and_shows_its_crop():
+    figure = plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20, age=33))
+    texts = texts_of(figure)
+    assert "3. EfficientNet says: Female 90%, 33 years (33-33)" in texts
+    assert f"2. the crop, {NOISE[1].shape[1]} pixels" in texts
+    photo, face, _ = figure.axes
+    assert np.array_equal(face.images[0].get_array(), NOISE[1])
+    [box] = [patch for patch in photo.patches if isinstance(patch, Rectangle)]
+    assert (*box.get_xy(), box.get_width(), box.get_height()) == (5, 5, 20, 20)
 
 
 # Annotated photos
