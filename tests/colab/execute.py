@@ -3,11 +3,23 @@
 Usage: execute.py NOTEBOOK OUTPUT
 """
 
+import os
+import subprocess
 import sys
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+HOME = "/content/agelib"
+
+
+def find_project() -> str:
+    """Returns the commit that Setup cloned, "Drive" if it found the project there, or nothing."""
+    if not os.path.exists(f"{HOME}/.git"):
+        return "Drive" if os.path.exists(HOME) else ""
+    command = ["git", "-C", HOME, "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def main(source: str, output: str) -> None:
@@ -25,6 +37,7 @@ def main(source: str, output: str) -> None:
     except DeadKernelError:
         print("The kernel died.", file=sys.stderr)
     finally:
+        notebook.metadata["project"] = find_project()
         nbformat.write(notebook, output)
 
 

@@ -1,8 +1,8 @@
 """A machine as Colab lends it: an empty /content, a home of its own, and nothing of the last one.
 
-It is a process namespace of Linux, in which a new folder lies over /content. What the computer has
+It is a namespace of Linux, in which a new file system lies over /content. What the computer has
 there is covered, not touched; and when the first process of the namespace is killed, all of them
-are gone at once, as when Colab takes a machine back.
+and /content are gone at once, as when Colab takes a machine back.
 """
 
 import os
@@ -19,7 +19,8 @@ LIMIT_S = 3600
 _POLL_S = 0.02
 _ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 _NAMESPACE = ["unshare", *_ROOT, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-_START = 'mount --bind "$1" /content && cd /content && shift && exec "$@"'
+# A file system of its own, so that Drive is one of another kind there, as os.path.ismount asks.
+_START = 'mount -t tmpfs content /content && cd /content && exec "$@"'
 _EXECUTE = Path(__file__).with_name("execute.py")
 _KEPT = ("PIP_", "SSL_", "REHEARSAL_", "HTTP_", "HTTPS_", "NO_PROXY", "REQUESTS_", "CURL_")
 
@@ -36,7 +37,7 @@ def make_content() -> bool:
     possible = (
         shutil.which("unshare")
         and not subprocess.run(
-            [*_NAMESPACE, "mount", "--bind", "/", "/"], capture_output=True
+            [*_NAMESPACE, "mount", "-t", "tmpfs", "content", "/mnt"], capture_output=True
         ).returncode
     )
     if not possible:
@@ -60,8 +61,8 @@ class Machine:
 
     def __init__(self, folder: Path, environment: Path, variables: dict[str, str]):
         self._folder, self._environment = folder, environment
-        self.content, self.log = folder / "content", folder / "log.txt"
-        for name in ("content", "home", "tmp"):
+        self.log = folder / "log.txt"
+        for name in ("home", "tmp"):
             (folder / name).mkdir(parents=True)
         self._variables = self._colab_variables() | variables
 
@@ -77,7 +78,7 @@ class Machine:
             Whether the notebook ended by itself.
         """
         python = self._environment / "bin" / "python"
-        command = ["sh", "-c", _START, "machine", self.content, python, _EXECUTE, notebook, output]
+        command = ["sh", "-c", _START, "machine", python, _EXECUTE, notebook, output]
         with open(self.log, "wb") as log:
             process = subprocess.Popen(
                 [*_NAMESPACE, *command], env=self._variables, stdout=log, stderr=log
@@ -93,7 +94,7 @@ class Machine:
             _kill(process)
 
     def remove(self) -> None:
-        """Wipes its disk."""
+        """Wipes what it left."""
         shutil.rmtree(self._folder)
 
     def _colab_variables(self) -> dict[str, str]:
@@ -108,6 +109,7 @@ class Machine:
             "COLAB_GPU": "",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
 
 

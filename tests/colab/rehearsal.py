@@ -96,11 +96,10 @@ class Rehearsal:
         through = machine.run(notebook, executed, enough)
         outcome.seconds = time.monotonic() - start
         self._look_at_packages(outcome)
-        self._look_at_project(outcome, machine)
         if cut_off and through:
             outcome.problems.append("came to its end before it could be cut off")
         elif not cut_off:
-            outcome.problems += _look_at_notebook(executed, machine.log)
+            self._look_at_notebook(outcome, executed, machine.log)
         machine.remove()
         shutil.rmtree(on_drive, ignore_errors=True)
         return outcome
@@ -111,27 +110,22 @@ class Rehearsal:
         outcome.problems += [f"a preinstalled package was changed: {line}" for line in changed]
         self._environment.restore()
 
-    def _look_at_project(self, outcome: Outcome, machine: Machine) -> None:
-        """Notes where Setup found the project."""
-        home = machine.content / "agelib"
-        if not home.exists():
-            outcome.problems.append("Setup did not bring the project to /content/agelib")
-        elif not (home / ".git").exists():
-            outcome.project = "Drive"
-        else:
-            outcome.project = "clone"
-            if (commit := _git("rev-parse", "HEAD", folder=home)) != self._commit:
-                outcome.problems.append(f"cloned {commit}, but HEAD is {self._commit}")
-
-
-def _look_at_notebook(executed: Path, log: Path) -> list[str]:
-    """Returns what went wrong in a notebook that ran to its end."""
-    text = log.read_text(errors="replace")
-    if not executed.exists():
-        return ["left no notebook behind", *text.splitlines()[-10:]]
-    notebook = json.loads(executed.read_text(encoding="utf-8"))
-    error = find_error(notebook)
-    return [error] * bool(error) + find_noise(notebook, text)
+    def _look_at_notebook(self, outcome: Outcome, executed: Path, log: Path) -> None:
+        """Notes where Setup found the project and what went wrong."""
+        text = log.read_text(errors="replace")
+        if not executed.exists():
+            outcome.problems += ["left no notebook behind", *text.splitlines()[-10:]]
+            return
+        notebook = json.loads(executed.read_text(encoding="utf-8"))
+        found = notebook["metadata"]["project"]
+        outcome.project = "clone" if found == self._commit else found
+        wanted = "Drive" if outcome.name.startswith(FROM_DRIVE) else "clone"
+        if outcome.project != wanted:
+            outcome.problems.append(
+                f"Setup brought {found or 'nothing'} to /content/agelib, not the {wanted}"
+            )
+        error = find_error(notebook)
+        outcome.problems += [error] * bool(error) + find_noise(notebook, text)
 
 
 def uncommitted() -> bool:

@@ -11,6 +11,7 @@ namespaces (as root has them), git, and the package index.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,8 @@ def main() -> int:
     from colab import environment, machine, rehearsal
     from colab.table import show, tell
 
+    # So that what follows is cleared away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     arguments = parse_arguments()
     output = arguments.output or Path(tempfile.mkdtemp(prefix="agelib-executed-"))
     output.mkdir(parents=True, exist_ok=True)
