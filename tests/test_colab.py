@@ -73,6 +73,11 @@ def test_the_kernels_own_log_is_noise():
     assert find_noise(notebook(), "a warning\n\n") == ["log: a warning"]
 
 
+def test_what_the_kernel_copied_from_its_log_to_a_cell_counts_once():
+    shown = notebook(stream("stderr", "a warning\n"))
+    assert find_noise(shown, "a warning\nanother\n") == ["cell 1: a warning", "log: another"]
+
+
 def test_the_error_that_stopped_a_notebook_is_found():
     error = {"output_type": "error", "ename": "ValueError", "evalue": "mount failed"}
     assert find_error(notebook(stream("stdout", "x"), error)) == "cell 1: ValueError: mount failed"

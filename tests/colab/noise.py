@@ -13,17 +13,18 @@ def find_noise(notebook: dict, log: str = "") -> list[str]:
 
     Args:
         notebook: As nbformat 4 has it, with its outputs.
-        log: What the kernel's process itself wrote, which no cell shows.
+        log: What the kernel's process itself wrote, which the kernel copies to a cell, or not.
     """
-    noise = []
+    noise, shown = [], set()
     for i, cell in enumerate(notebook["cells"]):
         for output in cell.get("outputs", ()):
             lines = _lines(_join(output.get("text", "")))
+            shown.update(lines)
             if output.get("name") == "stderr":
                 noise += [f"cell {i}: {line}" for line in lines if not _BAR.fullmatch(line)]
             elif output.get("name") == "stdout":
                 noise += [f"cell {i}: {line}" for line in lines if _COMPLAINT.match(line)]
-    return noise + [f"log: {line}" for line in _lines(log)]
+    return noise + [f"log: {line}" for line in _lines(log) if line not in shown]
 
 
 def find_error(notebook: dict) -> str:

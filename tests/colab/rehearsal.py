@@ -25,6 +25,7 @@ class Outcome:
     name: str
     project: str = ""
     seconds: float = 0.0
+    finished: bool = False
     added: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ class Rehearsal:
             return
         interruption.begin_again()
         second = self._perform(notebook, notebook.stem, interruption.look)
-        if not second.problems:
+        if second.finished:
             note, problems = interruption.verdict()
             second.notes.append(note)
             second.problems += problems
@@ -125,6 +126,7 @@ class Rehearsal:
                 f"Setup brought {found or 'nothing'} to /content/agelib, not the {wanted}"
             )
         error = find_error(notebook)
+        outcome.finished = not error
         outcome.problems += [error] * bool(error) + find_noise(notebook, text)
 
 

@@ -1,10 +1,12 @@
 """What the person who rehearses reads."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from colab.rehearsal import Outcome
 
+_WIDTH = 300  # TensorFlow can say a lot in one line
 _ROW = "{:32} {:>6}  {:8} {:>8}  {}"
 
 
@@ -12,7 +14,7 @@ def tell(outcome: Outcome) -> None:
     """Prints how a notebook fared, as soon as it is known."""
     print(f"{outcome.name}: {'failed' if outcome.problems else 'passed'}", flush=True)
     for line in outcome.notes + outcome.problems:
-        print(f"    {line}", flush=True)
+        print("   ", textwrap.shorten(line, _WIDTH), flush=True)
 
 
 def show(outcomes: Sequence[Outcome], output: Path, seconds: float) -> int:
