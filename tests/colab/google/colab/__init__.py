@@ -1,0 +1,1 @@
+"""Stands in for Colab's own package: what notebooks call, without a browser or an account."""
