@@ -2,7 +2,8 @@
 
 The six notebooks tell the story and these modules do the work:
 
-`config` settings · `labels` tables · `archives`, `download` · `sample` made on the spot ·
+`config` settings · `labels` tables · `archives`, `transfer`, `repack`, `byhand`, `kaggle`,
+`download` · `sample` made on the spot ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
 at a time · `clean` a data set to shards · `drive` Google Drive · `pipeline` tf.data ·
 `augment` varied images · `hardware` GPUs and precision · `backbone` EfficientNet · `model` with two
