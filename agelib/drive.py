@@ -58,7 +58,8 @@ def push(
 ) -> list[str]:
     """Copies a file or a folder to Drive, leaving out what is there already.
 
-    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`.
+    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; so is
+    an equal file that the user uploaded, which is not copied.
 
     Args:
         local: What to copy; hidden files stay behind.
@@ -67,7 +68,7 @@ def push(
         verify: Whether to read what is there already too, in place of trusting `SHA256SUMS`.
 
     Returns:
-        The names of the files that were copied.
+        The names of the files that were copied or noted.
 
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
@@ -90,9 +91,15 @@ def push(
         or not _same_size(path, target / name)
         or (verify and sha256(target / name) != digests[name])
     ]
-    need_space(target, sum(files[name].stat().st_size for name in stale))
+    missing = [
+        name
+        for name in stale
+        if not _same_size(files[name], target / name) or sha256(target / name) != digests[name]
+    ]
+    need_space(target, sum(files[name].stat().st_size for name in missing))
     for name in tqdm(stale, desc=f"push {local.name}", unit=" files", disable=len(stale) < 10):
-        _copy(files[name], target / name, digests[name])
+        if name in missing:
+            _copy(files[name], target / name, digests[name])
         sums[name] = digests[name]
         _write_sums(target, sums)
     return stale
