@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from agelib import AgelibError, files, first_line
-from agelib.files import Checksum, need_space, read_json, sha256, write_json
+from agelib.files import Checksum, is_full, need_space, no_space, read_json, sha256, write_json
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 
@@ -30,6 +30,7 @@ class Archive:
         md5: Its checksum where one is known.
         size: Bytes, roughly.
         licence: What the authors allow.
+        kaggle: The same images on Kaggle, as owner/name, if they are there.
     """
 
     file: str
@@ -39,6 +40,7 @@ class Archive:
     md5: str | None
     size: int
     licence: str
+    kaggle: str | None = None
 
 
 ARCHIVES = {
@@ -63,12 +65,14 @@ ARCHIVES = {
     "utkface": Archive(
         "UTKFace.tar.gz",
         "UTKFace",
-        "https://drive.google.com/uc?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
-        "&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
+        # Where Google Drive's pages about a large file end up, with their question answered.
+        "https://drive.usercontent.google.com/download?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
+        "&export=download&confirm=t&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
         "https://susanqq.github.io/UTKFace",
         None,
         106_634_631,
         "non-commercial research only",
+        "jangedoo/utkface-new",
     ),
 }
 
@@ -89,7 +93,7 @@ def unpack_once(source: Path, target: Path) -> Path:
         The target.
 
     Raises:
-        AgelibError: If the archive is missing, damaged or unsafe.
+        AgelibError: If the archive is missing, damaged or unsafe, or the disk is full.
     """
     if not source.exists():
         if target.is_dir():
@@ -105,6 +109,13 @@ def unpack_once(source: Path, target: Path) -> Path:
     except AgelibError:
         note_of(source).unlink()  # whoever mends the archive wants it looked at anew
         raise
+    except OSError as error:
+        if is_full(error):
+            raise no_space(target.parent, f"what {source.name} holds") from error
+        raise AgelibError(
+            f"{source} cannot be unpacked ({error}): make sure that {target.parent} can be read "
+            "and written, and run the download step again."
+        ) from error
     write_json(stamp, origin)
     return target
 
@@ -116,6 +127,7 @@ def unpack(source: Path, target: Path) -> None:
 
     Raises:
         AgelibError: If the archive is damaged, unsafe or another one.
+        OSError: If the disk fails; the archive may be in order.
     """
     # A sibling of the target, so that the last step is a mere rename; always the same one, so that
     # whatever a killed process left there goes away.
@@ -156,18 +168,9 @@ def verify(source: Path, checksum: Checksum) -> None:
     """
     files.verify(source, checksum)
     if checksum is None:
-        with _whole(source) as tar:
+        with whole(source) as tar:
             for _ in tar:
                 pass
-
-
-def find_sha256(file: str, sums: str) -> Checksum:
-    """Returns a file's checksum if it is among the lines that `sha256sum` wrote."""
-    for line in sums.splitlines():
-        digest, _, name = line.strip().partition(" ")
-        if name.strip().removeprefix("*").removeprefix("./") == file:
-            return "sha256", digest
-    return None
 
 
 def remember(source: Path) -> dict[str, Any]:
@@ -192,18 +195,25 @@ def note_of(path: Path) -> Path:
 
 def _extract_all(source: Path, folder: Path) -> None:
     try:
-        with _whole(source) as tar:
+        with whole(source) as tar:
             for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
                 tar.extract(member, folder, filter=_only_files)
     except OSError as error:
+        if error.errno:
+            raise
         raise AgelibError(
             f"{source} cannot be unpacked ({error}): delete it and run the download step again."
         ) from error
 
 
 @contextmanager
-def _whole(source: Path) -> Iterator[tarfile.TarFile]:
-    """Opens an archive whose members are then read, and names whatever is wrong with it."""
+def whole(source: Path) -> Iterator[tarfile.TarFile]:
+    """Opens an archive whose members are then read, and names whatever is wrong with it.
+
+    Raises:
+        AgelibError: If a member is not safe to unpack.
+        OSError: If it is damaged, which has no `errno`, or the disk fails, which has one.
+    """
     try:
         with tarfile.open(source) as tar:
             yield tar
@@ -211,6 +221,8 @@ def _whole(source: Path) -> Iterator[tarfile.TarFile]:
     except tarfile.FilterError as error:
         raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        if getattr(error, "errno", None):
+            raise
         reason = first_line(error).rstrip(":")
         raise OSError(f"it is damaged: {reason}") from error
 

@@ -30,7 +30,8 @@ def push(
 ) -> list[str]:
     """Copies a file or a folder to Drive, leaving out what is there already.
 
-    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`.
+    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; so is
+    an equal file that the user uploaded, which is not copied.
 
     Args:
         local: What to copy; hidden files stay behind.
@@ -39,7 +40,7 @@ def push(
         verify: Whether to read what is there already too, in place of trusting `SHA256SUMS`.
 
     Returns:
-        The names of the files that were copied.
+        The names of the files that were copied or noted.
 
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
@@ -65,7 +66,11 @@ def push(
             or _size(target / name) != path.stat().st_size
             or (verify and _sha256(target / name) != digests[name])
         ]
-        _send([(files[name], name, digests[name]) for name in stale], target, sums, failed)
+        missing = [n for n in stale if not _is_there(files[n], target / n, digests[n])]
+        if len(missing) < len(stale):
+            sums |= {name: {digests[name]} for name in stale if name not in missing}
+            _write_sums(target, sums)
+        _send([(files[name], name, digests[name]) for name in missing], target, sums, failed)
     return stale
 
 
@@ -129,6 +134,11 @@ def holds(remote: Path) -> bool:
     check_mounted(remote)
     with reading(remote):
         return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
+
+
+def _is_there(local: Path, remote: Path, digest: str) -> bool:
+    """Tells whether a copy has arrived that nothing was noted of: one that the user uploaded."""
+    return _size(remote) == local.stat().st_size and _sha256(remote) == digest
 
 
 def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums, failed: str) -> None:

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and their checksums."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -94,6 +95,19 @@ def need_space(folder: Path, size: int) -> None:
             f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
             "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
         )
+
+
+def is_full(error: Exception) -> bool:
+    """Tells whether an error says that a disk, or somebody's share of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_space(folder: Path, what: str) -> AgelibError:
+    """Returns the error for a disk that fills up in spite of `need_space`."""
+    return AgelibError(
+        f"{folder} has no space left for {what}: make room, or name another folder (--data or "
+        "AGELIB_DATA), and run this again."
+    )
 
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:

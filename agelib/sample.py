@@ -5,9 +5,7 @@ It is there to learn the pipeline with, fast and without network; its faces are 
 """
 
 import datetime
-import gzip
 import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +16,7 @@ import scipy.io
 
 from agelib.files import atomic, sha256
 from agelib.portrait import draw_portrait
+from agelib.repack import write_tar
 
 N_WIKI, N_UTKFACE = 320, 140
 SEED = 20
@@ -96,7 +95,7 @@ def make_archives(folder: Path) -> list[Path]:
     }
     for path, files in contents.items():
         if not path.exists():
-            _write_tar(path, files)
+            write_tar(path, files)
     sums = Path(folder) / "SHA256SUMS"
     if not sums.exists():
         with atomic(sums) as partial:
@@ -127,20 +126,6 @@ def make_own(folder: Path) -> Path:
     with atomic(labels) as partial:
         partial.write_text("path,age,gender\n" + "".join(rows))
     return Path(folder)
-
-
-def _write_tar(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
-    """Writes names and contents below the folder that the archive is named after."""
-    top, gzipped = path.name.split(".")[0], path.suffix == ".gz"
-    with atomic(path) as partial, open(partial, "wb") as file:
-        # Without a time stamp the bytes are the same every time.
-        stream = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if gzipped else file
-        with tarfile.open(fileobj=stream, mode="w") as archive:
-            for name, content in files:
-                entry = tarfile.TarInfo(f"{top}/{name}")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        stream.close()
 
 
 def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:

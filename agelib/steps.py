@@ -37,7 +37,8 @@ def download(name: str, config: Config) -> Path:
         sample.make_archives(Path(config.mirror))
     remote = _archive_on_drive(name, config)
     local = config.raw / remote.name
-    if not local.exists() and drive.holds(remote):
+    # The exists(): somebody may have made room on Drive since.
+    if not local.exists() and drive.holds(remote) and remote.exists():
         drive.pull(remote, local)
         downloading.remember(local)
     archive = downloading.fetch(name, config)

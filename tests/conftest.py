@@ -1,8 +1,12 @@
 import dataclasses
+import http.server
 import os
 import shutil
 import sys
 import tempfile
+import threading
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -219,3 +223,47 @@ def one_line(text):
     assert text.count("\n") == 1
     assert "Traceback" not in text
     return text.strip()
+
+
+@contextmanager
+def serving(handler):
+    """Runs a web server on this machine; gives its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def answering(content, kind="application/octet-stream", status=200):
+    """Returns a handler of a web server that knows one answer."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", len(content))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+def kaggle_layout(images):
+    """Returns the files of UTKFace as Kaggle has them, the copies that must not count first."""
+    tops = ("utkface_aligned_cropped/crop_part1", "utkface_aligned_cropped/UTKFace", "crop_part1")
+    copies = {f"{top}/{name}": b"copy" for top in tops for name in images}
+    return copies | {f"UTKFace/{name}": content for name, content in images.items()}
+
+
+def write_zip(path, contents):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path

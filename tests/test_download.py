@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import functools
 import gzip
 import hashlib
@@ -10,18 +11,18 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
-import gdown
 import pytest
 import requests
+from conftest import answering, kaggle_layout, serving, write_zip
 
-from agelib import AgelibError, download, files
+from agelib import AgelibError, download, files, kaggle, transfer
+from agelib.archives import ARCHIVES
 from agelib.config import Config
-from agelib.download import ARCHIVES
+from agelib.download import find_sha256
 from agelib.files import sha256
 
 GOOD = {"UTKFace/1_0_0_1.jpg": b"one" * 400, "UTKFace/2_0_0_2.jpg": b"two" * 400}
@@ -64,29 +65,22 @@ def contents(folder):
     return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in paths}
 
 
-def assert_one_sentence(caught):
+def assert_readable(caught):
+    """Makes sure that an error says what to do, in one sentence or the lines of one."""
     text = str(caught.value)
-    assert "\n" not in text
+    first, *ways = text.split("\n")
+    assert text.endswith(".")
+    assert first.endswith(": try again later, or" if ways else ".")
+    assert ways[-1:] in ([], ["then run the download step again."])
+    assert all(way.startswith(("- ", "  ")) for way in ways[:-1])
     assert "object at 0x" not in text
-
-
-@contextmanager
-def serving(handler):
-    """Runs a web server on this machine; gives its address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
     """The seconds that a download would have waited; nobody waits."""
     seconds = []
-    monkeypatch.setattr(download, "sleep", seconds.append)
+    monkeypatch.setattr(transfer, "sleep", seconds.append)
     return seconds
 
 
@@ -131,7 +125,7 @@ def mirrors(request, home):
 @pytest.fixture
 def no_mirror(monkeypatch):
     monkeypatch.delenv("AGELIB_MIRROR", raising=False)
-    monkeypatch.setattr(download, "need_space", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
 
 
 @pytest.fixture
@@ -140,7 +134,6 @@ def offline(no_mirror, monkeypatch):
         raise requests.ConnectionError("name not resolved")
 
     monkeypatch.setattr(requests, "get", refuse)
-    monkeypatch.setattr(gdown, "download", refuse)
 
 
 @pytest.mark.parametrize("name", ["wiki", "utkface"])
@@ -163,7 +156,7 @@ def test_an_archive_from_a_mirror_without_sums_is_read_to_its_end(mirrors, confi
     source.write_bytes(whole[:-9])
     with pytest.raises(AgelibError, match=r"could not be fetched from .*it is damaged: ") as caught:
         download.fetch("utkface", config)
-    assert_one_sentence(caught)
+    assert_readable(caught)
     assert listing(config.raw) == []
     source.write_bytes(whole)
     assert download.fetch("utkface", config).read_bytes() == whole
@@ -178,6 +171,12 @@ def test_sums_may_mark_binary_files_with_a_star(mirrors, config):
         download.fetch("utkface", config)
 
 
+def test_a_checksum_is_found_among_those_of_other_files():
+    sums = "aa  other_wiki_crop.tar\n\nbb *./wiki_crop.tar\ncc  old/wiki_crop.tar\n<html>\n"
+    assert find_sha256("wiki_crop.tar", sums) == ("sha256", "bb")
+    assert find_sha256("imdb_crop.tar", sums) is None
+
+
 @pytest.mark.parametrize("mark", ["  ./", " *./"])
 def test_sums_may_name_files_as_find_does(mirrors, config, mark):
     (mirrors / "SHA256SUMS").write_text(f"{'0' * 64}{mark}wiki_crop.tar\n")
@@ -190,7 +189,9 @@ def test_sums_may_name_files_as_find_does(mirrors, config, mark):
 
 def test_an_archive_with_another_sum_leaves_nothing_behind(mirrors, config):
     write_sums(mirrors, **{"wiki_crop.tar": "0" * 64})
-    with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched.*AGELIB_MIRROR"):
+    with pytest.raises(
+        AgelibError, match=r"(?s)wiki_crop\.tar could not be fetched.*AGELIB_MIRROR"
+    ):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
 
@@ -221,7 +222,7 @@ def test_what_neither_the_mirror_nor_its_home_has_names_both(mirrors, config, mo
         download.fetch("imdb", config)
     for part in (f"imdb_crop.tar is not in {config.mirror} and", archive.url, "AGELIB_MIRROR"):
         assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_readable(caught)
     assert listing(config.raw) == []
 
 
@@ -249,7 +250,7 @@ def test_a_web_mirror_that_does_not_answer_is_named(config, monkeypatch, pauses)
     sentence = r"from http://127\.0\.0\.1:9 \(no connection to 127\.0\.0\.1\): try again later"
     with pytest.raises(AgelibError, match=sentence) as caught:
         download.fetch("wiki", config)
-    assert_one_sentence(caught)
+    assert_readable(caught)
     assert pauses == [1, 2, 4, 8]
 
 
@@ -297,7 +298,7 @@ def test_without_network_the_message_names_the_way_out(name, config):
         download.fetch(name, config)
     for part in (archive.file, archive.home, "AGELIB_MIRROR", "name not resolved"):
         assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_readable(caught)
     assert listing(config.raw) == []
 
 
@@ -309,7 +310,7 @@ def test_official_archives_are_checked_against_their_md5(config, monkeypatch):
         asked.append(url)
         write_tar(partial, WIKI)
 
-    monkeypatch.setattr(download, "_append_rest", arrive)
+    monkeypatch.setattr(transfer, "_append_rest", arrive)
     with pytest.raises(AgelibError, match="does not have the MD5 f536eb7f5eae229ae8f286184364b42b"):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
@@ -320,92 +321,209 @@ def test_official_archives_are_checked_against_their_md5(config, monkeypatch):
     )
 
 
+@pytest.fixture
+def home_says(no_mirror, monkeypatch):
+    """Lets UTKFace's home be a server on this machine that knows one answer."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ExitStack() as stack:
+
+        def says(content, *kind):
+            url = stack.enter_context(serving(answering(content, *kind)))
+            archive = dataclasses.replace(ARCHIVES["utkface"], url=f"{url}/download?id=1")
+            monkeypatch.setitem(ARCHIVES, "utkface", archive)
+
+        yield says
+
+
+@pytest.fixture
+def on_kaggle(monkeypatch, tmp_path):
+    """A kagglehub that has UTKFace; gives what it was asked for."""
+    asked, folder = [], tmp_path / "kagglehub" / "datasets" / "jangedoo" / "utkface-new"
+    for name, content in kaggle_layout({"1_0_0_1.jpg": b"one", "2_0_0_2.jpg": b"two"}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    module = SimpleNamespace(dataset_download=lambda name: asked.append(name) or str(folder))
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    return asked
+
+
+QUOTA = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+
+
 @pytest.mark.usefixtures("no_mirror")
-def test_utkface_comes_from_google_drive_with_its_resource_key(config, monkeypatch):
+def test_utkface_is_asked_for_with_its_resource_key_and_past_the_question(config, monkeypatch):
     asked = []
 
-    def fake(url, output, **_):
+    def arrive(url, partial):
         asked.append(url)
-        with tarfile.open(output, "w:gz") as tar:
-            tar.addfile(special("UTKFace/1_0_0_1.jpg"), io.BytesIO(b"good"))
-        return output
+        write_tar(partial.with_suffix(".gz"), GOOD).rename(partial)
 
-    monkeypatch.setattr(gdown, "download", fake)
+    monkeypatch.setattr(transfer, "_append_rest", arrive)
     assert tarfile.is_tarfile(download.fetch("utkface", config))
-    assert "0BxYys69jI14kYVM3aVhKS1VhRUk" in asked[0]
-    assert "resourcekey=0-dabpv_3J0C0cditpiAfhAw" in asked[0]
+    for part in (
+        "https://drive.usercontent.google.com/download?id=0BxYys69jI14kYVM3aVhKS1VhRUk&",
+        "&confirm=t",
+        "&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
+    ):
+        assert part in asked[0]
 
 
-@pytest.mark.usefixtures("no_mirror")
-def test_utkface_from_google_drive_is_read_to_its_end(config, monkeypatch, tmp_path):
+def test_utkface_from_its_home_is_read_to_its_end(home_says, config, tmp_path):
     whole = write_tar(tmp_path / "UTKFace.tar.gz", GOOD).read_bytes()
-
-    def cut_off(_url, output, **_):
-        with open(output, "wb") as file:
-            file.write(whole[:-9])
-
-    monkeypatch.setattr(gdown, "download", cut_off)
+    home_says(whole[:-9])
     with pytest.raises(AgelibError, match=r"could not be fetched from .*it is damaged: ") as caught:
         download.fetch("utkface", config)
-    assert_one_sentence(caught)
+    assert_readable(caught)
+    assert listing(config.raw) == []
+    home_says(whole)
+    assert download.fetch("utkface", config).read_bytes() == whole
+
+
+def test_what_its_home_does_not_give_comes_from_kaggle(home_says, on_kaggle, config, capsys):
+    home_says(QUOTA, "text/html; charset=utf-8")
+    path = download.fetch("utkface", config)
+    assert on_kaggle == ["jangedoo/utkface-new"]
+    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert contents(download.extract("utkface", config)) == {
+        "UTKFace/1_0_0_1.jpg": b"one",
+        "UTKFace/2_0_0_2.jpg": b"two",
+    }
+    said = [line for line in capsys.readouterr().err.splitlines() if "Kaggle" in line]
+    assert len(said) == 1
+    assert "https://www.kaggle.com/datasets/jangedoo/utkface-new" in said[0]
+    assert 'a web page "Google Drive - Quota exceeded" in place of the archive' in said[0]
+
+
+def test_kaggle_is_not_asked_for_what_a_mirror_gives_wrongly(home, config, on_kaggle):
+    write_sums(home, **{"UTKFace.tar.gz": "0" * 64})
+    with pytest.raises(AgelibError, match="does not have the SHA256"):
+        download.fetch("utkface", config)
+    assert on_kaggle == []
+
+
+@pytest.mark.usefixtures("offline")
+def test_kaggle_is_not_asked_for_what_it_does_not_have(config, on_kaggle):
+    with pytest.raises(AgelibError, match="name not resolved") as caught:
+        download.fetch("wiki", config)
+    assert "Kaggle" not in str(caught.value)
+    assert on_kaggle == []
+
+
+def test_the_message_names_what_each_place_said_and_every_way_round(home_says, config, monkeypatch):
+    home_says(QUOTA, "text/html")
+    monkeypatch.setattr(kaggle, "_API", "http://127.0.0.1:9")
+    with pytest.raises(AgelibError) as caught:
+        download.fetch("utkface", config)
+    assert_readable(caught)
+    for part in (
+        "Quota exceeded",
+        "from Kaggle: no connection to 127.0.0.1",
+        "try again later",
+        ARCHIVES["utkface"].home,
+        "https://www.kaggle.com/datasets/jangedoo/utkface-new",
+        f"  {config.drive / 'archives'} (make that folder if it is missing) or\n  {config.raw};",
+        "UTKFace.tar.gz, UTKFace.zip, utkface-new.zip, archive.zip",
+        "AGELIB_MIRROR",
+    ):
+        assert part in str(caught.value)
     assert listing(config.raw) == []
 
 
-@pytest.mark.usefixtures("no_mirror")
-def test_google_drive_is_asked_again_when_the_connection_drops(config, monkeypatch, pauses):
-    drops = [requests.ConnectionError("dropped"), requests.Timeout("too slow")]
+def test_a_disk_that_fills_up_is_no_reason_to_ask_kaggle(home_says, on_kaggle, config, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def fake(_url, output, **_):
-        if drops:
-            Path(f"{output}half").touch()
-            raise drops.pop()
-        assert list(config.raw.iterdir()) == []
-        write_tar(Path(output), GOOD)
-
-    monkeypatch.setattr(gdown, "download", fake)
-    assert listing(download.fetch("utkface", config).parent) == [
-        "UTKFace.tar.gz",
-        "UTKFace.tar.gz.json",
-    ]
-    assert pauses == [1, 2]
-
-
-@pytest.mark.usefixtures("no_mirror")
-def test_what_google_drive_refuses_is_not_asked_for_again(config, monkeypatch, pauses):
-    def refuse(*_, **__):
-        raise gdown.exceptions.FileURLRetrievalError("no permission\nlong advice")
-
-    monkeypatch.setattr(gdown, "download", refuse)
-    with pytest.raises(AgelibError, match=r"\(no permission\): try again later") as caught:
+    home_says(b"x" * 999)
+    monkeypatch.setattr(transfer, "_receive", fill)
+    with pytest.raises(AgelibError, match=r"raw has no space left for UTKFace\.tar\.gz: make room"):
         download.fetch("utkface", config)
-    assert_one_sentence(caught)
-    assert pauses == []
+    assert on_kaggle == []
 
 
-@pytest.mark.parametrize("page", [b"<html>Too many users have viewed this file</html>", None])
-@pytest.mark.usefixtures("no_mirror")
-def test_a_web_page_in_place_of_utkface_is_refused(config, monkeypatch, page):
-    def fake(_url, output, **_):
-        if page:
-            with open(output, "wb") as file:
-                file.write(page)
-
-    monkeypatch.setattr(gdown, "download", fake)
-    with pytest.raises(AgelibError, match=r"sent a web page.*AGELIB_MIRROR"):
+@pytest.mark.usefixtures("offline", "on_kaggle")
+def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(config, monkeypatch):
+    monkeypatch.setattr(kaggle.repack, "write_tar", full_disk)
+    with pytest.raises(AgelibError, match=r"raw has no space left for UTKFace\.tar\.gz: make room"):
         download.fetch("utkface", config)
-    assert listing(config.raw) == []
 
 
-@pytest.mark.usefixtures("no_mirror")
-def test_no_space_is_noticed_before_google_drive_is_asked(config, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(download, "need_space", files.need_space)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
-    monkeypatch.setattr(gdown, "download", refuse)
-    with pytest.raises(AgelibError, match=r"needs 0\.1 GB, but only 0\.0 GB are free"):
+def test_no_space_is_noticed_before_utkface_is_written(home_says, on_kaggle, config, monkeypatch):
+    home_says(bytes(2000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("utkface", config)
+    assert on_kaggle == []
+
+
+def test_the_licence_is_shown_when_something_is_fetched(home, config, capsys):
+    download.fetch("wiki", config)
+    shown = f"wiki_crop.tar: academic research only ({ARCHIVES['wiki'].home})"
+    assert shown in capsys.readouterr().err
+    download.fetch("wiki", config)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_the_user_uploaded_is_used_before_anybody_is_asked(config, capsys):
+    images = kaggle_layout({"1_0_0_1.jpg": b"one"})
+    given = write_zip(config.drive / "archives" / "archive.zip", images)
+    download.fetch("utkface", config)
+    assert contents(download.extract("utkface", config)) == {"UTKFace/1_0_0_1.jpg": b"one"}
+    assert f"UTKFace.tar.gz comes from {given}." in capsys.readouterr().err
+    given.unlink()
+    assert download.fetch("utkface", config).exists()
+
+
+def test_another_archive_of_that_name_is_named_and_does_not_block(home, config, capsys):
+    write_zip(config.raw / "archive.zip", {"cats/1.jpg": b"cat", "labels.csv": b"1"})
+    path = download.fetch("utkface", config)
+    assert path.read_bytes() == (home / path.name).read_bytes()
+    sentence = (
+        f"{config.raw / 'archive.zip'} is not used for UTKFace.tar.gz: it holds cats, labels.csv, "
+        "but no folder UTKFace."
+    )
+    assert sentence in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_sample_is_never_taken_from_what_the_user_uploaded(tmp_path):
+    config = Config.from_profile("sample", data=tmp_path)
+    write_zip(config.raw / "UTKFace.zip", {"UTKFace/1_0_0_1.jpg": b"one"})
+    with pytest.raises(AgelibError, match="could not be fetched"):
+        download.fetch("utkface", config)
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_was_packed_anew_survives_a_disk_that_fills_up(config, monkeypatch):
+    write_zip(config.raw / "wiki_crop.zip", WIKI)
+    download.fetch("wiki", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", full_disk)
+        with pytest.raises(AgelibError, match="no space left"):
+            download.extract("wiki", config)
+    download.fetch("wiki", config)
+    assert contents(download.extract("wiki", config)) == WIKI
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_disk_that_fails_is_not_blamed_on_the_archive(config, monkeypatch, kind):
+    def fail(*_, **__):
+        raise OSError(kind, os.strerror(kind))
+
+    path = write_tar(config.raw / "wiki_crop.tar", WIKI)
+    monkeypatch.setattr(tarfile.TarFile, "extract", fail)
+    with pytest.raises(AgelibError, match=r"wiki_crop\.tar") as caught:
+        download.extract("wiki", config)
+    text = str(caught.value)
+    assert "damaged" not in text
+    assert "delete" not in text
+    assert ("has no space left for what wiki_crop.tar holds" in text) == (kind != errno.EACCES)
+    assert listing(config.raw) == [path.name, f"{path.name}.json"]
 
 
 def by_hand(home, config):
@@ -486,8 +604,8 @@ def test_what_a_killed_copy_left_goes_away(home, config):
 
 
 # Of what arrives only whole blocks are kept.
-BLOCK = download._BLOCK
-NOTHING = [0] * download._TRIES
+BLOCK = transfer._BLOCK
+NOTHING = [0] * transfer._TRIES
 
 
 class Line:
@@ -581,7 +699,7 @@ def test_the_message_says_how_far_a_download_got(line, config):
     line.drops = [BLOCK * 2, *NOTHING]
     with pytest.raises(AgelibError, match=r"\(it stopped after 131,072 bytes\)") as caught:
         download.fetch("wiki", config)
-    assert_one_sentence(caught)
+    assert_readable(caught)
 
 
 ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
@@ -590,7 +708,7 @@ ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
 @pytest.mark.parametrize("place", [ARCHIVE, SUMS])
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_is_busy_is_asked_again(line, config, pauses, place, status):
-    line.refusals[place] = [status] * (download._TRIES - 1)
+    line.refusals[place] = [status] * (transfer._TRIES - 1)
     assert_arrived(line, config)
     assert pauses == [1, 2, 4, 8]
 
@@ -605,12 +723,12 @@ def test_a_busy_server_loses_nothing_that_arrived_before(line, config, pauses):
 
 @pytest.mark.parametrize("place", [ARCHIVE, SUMS])
 def test_a_server_that_stays_busy_is_given_up(line, config, pauses, place):
-    line.refusals[place] = [503] * (download._TRIES + 1)
+    line.refusals[place] = [503] * (transfer._TRIES + 1)
     with pytest.raises(AgelibError, match=r"\(HTTP 503\): try again later") as caught:
         download.fetch("wiki", config)
-    assert_one_sentence(caught)
+    assert_readable(caught)
     assert line.refusals[place] == [503]
-    assert len(pauses) == download._TRIES - 1
+    assert len(pauses) == transfer._TRIES - 1
 
 
 @pytest.mark.parametrize(
@@ -632,7 +750,7 @@ def test_an_address_that_makes_no_sense_is_not_asked_again(config, monkeypatch, 
 
 def test_a_download_arrives_when_progress_is_not_shown(line, config, monkeypatch):
     monkeypatch.setattr(
-        download.tqdm, "wrapattr", functools.partial(download.tqdm.wrapattr, disable=True)
+        transfer.tqdm, "wrapattr", functools.partial(transfer.tqdm.wrapattr, disable=True)
     )
     line.drops = [BLOCK] * 3
     assert_arrived(line, config)
@@ -646,14 +764,14 @@ def test_a_server_that_knows_no_ranges_starts_again(line, config):
 def test_a_server_that_gets_no_further_than_before_is_given_up(line, config):
     line.ranges, line.drops = False, [BLOCK * 2, BLOCK] * 20
     assert_cut_off(config)
-    assert len(line.starts) == 1 + download._TRIES
+    assert len(line.starts) == 1 + transfer._TRIES
 
 
 def test_a_second_fetch_goes_on_where_the_first_gave_up(line, config):
     line.drops = [BLOCK, 0, 0, BLOCK + 7, *NOTHING, BLOCK]
     assert_cut_off(config)
     tries = len(line.starts)
-    assert tries == 4 + download._TRIES
+    assert tries == 4 + transfer._TRIES
     assert_arrived(line, config)
     assert line.starts[tries:] == [BLOCK * 2, BLOCK * 3]
 

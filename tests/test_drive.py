@@ -89,6 +89,17 @@ def test_a_copy_that_was_lost_or_cut_off_on_drive_is_pushed_again(local, pushed,
     assert contents(pushed) == CONTENTS
 
 
+def test_what_the_user_uploaded_is_noted_and_not_copied(local, remote, monkeypatch):
+    shutil.copytree(local, remote)
+    (remote / "a.npy").write_bytes(b"FIRST")
+    copied, copy = [], drive._copy
+    monkeypatch.setattr(drive, "_copy", lambda *a: copied.append(a[0].name) or copy(*a))
+    assert set(drive.push(local, remote)) == set(CONTENTS)
+    assert copied == ["a.npy"]
+    assert contents(remote) == CONTENTS
+    assert drive.push(local, remote, verify=True) == []
+
+
 def test_hidden_files_stay_behind(local, remote):
     (local / ".a.npy.123.part").touch()
     (local / ".cache").mkdir()

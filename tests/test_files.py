@@ -1,3 +1,4 @@
+import errno
 import hashlib
 from types import SimpleNamespace
 
@@ -128,3 +129,17 @@ def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
     assert (tmp_path / "new").is_dir()
     with pytest.raises(AgelibError, match="are free"):
         files.need_space(tmp_path / "new", 1001)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError("it is damaged"), False),
+        (ValueError("no number"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_troubles(error, full):
+    assert files.is_full(error) == full

@@ -2,14 +2,17 @@ import dataclasses
 import errno
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
+from conftest import write_zip
 
 from agelib import AgelibError, datasets, drive, drive_errors, steps, train
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib.callbacks import checkpoint_path
+from agelib.config import Config
 from agelib.files import sha256
 from agelib.shards import damaged_shards, read_manifest
 
@@ -88,6 +91,47 @@ def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     new_machine_after(machine)
     monkeypatch.setattr(downloading, "_fetch_mirror", refuse)
     assert any(steps.download("utkface", machine).iterdir())
+
+
+@pytest.fixture
+def uploaded(sample_config, tmp_path, monkeypatch):
+    """Settings of a new machine with real data's profile, and a UTKFace uploaded by hand."""
+    monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "mine"))
+    monkeypatch.delenv("AGELIB_MIRROR", raising=False)
+    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
+    config = Config.from_profile("wiki", data=tmp_path)
+    (config.drive / "archives").mkdir(parents=True)
+    shutil.copy(Path(sample_config.mirror) / "UTKFace.tar.gz", config.drive / "archives")
+    return config
+
+
+def test_an_archive_that_the_user_uploaded_is_used_and_noted(uploaded, monkeypatch):
+    remote = uploaded.drive / "archives" / "UTKFace.tar.gz"
+    monkeypatch.setattr(drive, "_copy", refuse)
+    assert any(steps.download("utkface", uploaded).iterdir())
+    assert drive.holds(remote)
+    assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
+
+
+def test_a_zip_file_that_the_user_uploaded_becomes_the_archive_on_drive(uploaded):
+    remote = uploaded.drive / "archives" / "UTKFace.tar.gz"
+    with tarfile.open(remote) as tar:
+        images = {e.name: tar.extractfile(e).read() for e in tar if e.isreg()}
+    remote.unlink()
+    write_zip(remote.with_name("archive.zip"), images)
+    folder = steps.download("utkface", uploaded)
+    assert {f"UTKFace/{path.name}" for path in folder.iterdir()} == set(images)
+    assert drive.holds(remote)
+    assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
+
+
+def test_an_archive_that_was_deleted_on_drive_is_fetched_again(machine):
+    steps.download("utkface", machine)
+    new_machine_after(machine)
+    kept = machine.drive / "archives" / "UTKFace.tar.gz"
+    kept.unlink()
+    assert any(steps.download("utkface", machine).iterdir())
+    assert kept.exists()
 
 
 def test_upload_copies_each_file_once(cleaned):
