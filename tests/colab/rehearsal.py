@@ -45,14 +45,17 @@ class Rehearsal:
         self._environment, self._work, self._output = environment, work, output
         self._project, self._drive = work / "project", work / "drive"
         (self._drive / "MyDrive").mkdir(parents=True)
-        self._commit = _git("rev-parse", "HEAD")
-        _export(self._project)
+        # A copy, since HEAD may move on while the rehearsal runs.
+        self._origin = work / "origin.git"
+        _git("clone", "--quiet", "--bare", f"file://{CHECKOUT}", self._origin)
+        self._commit = _git("rev-parse", "HEAD", folder=self._origin)
+        self._export(self._project)
         about = tomllib.loads((self._project / "pyproject.toml").read_text(encoding="utf-8"))
         self._variables = {
             "REHEARSAL_DRIVE": str(self._drive),
             "PIP_CACHE_DIR": str(cache / "pip"),
             "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": f"url.file://{CHECKOUT}.insteadOf",
+            "GIT_CONFIG_KEY_0": f"url.file://{self._origin}.insteadOf",
             "GIT_CONFIG_VALUE_0": about["project"]["urls"]["Repository"],
         }
 
@@ -90,7 +93,7 @@ class Rehearsal:
         """Runs a notebook on a new machine and looks at what it leaves."""
         outcome, on_drive = Outcome(name), self._drive / "MyDrive" / "agelib"
         if notebook.name.startswith(FROM_DRIVE):
-            _export(on_drive)
+            self._export(on_drive)
         machine = Machine(self._work / "machine", self._environment.folder, self._variables)
         executed, start = self._output / notebook.name, time.monotonic()
         executed.unlink(missing_ok=True)
@@ -129,22 +132,20 @@ class Rehearsal:
         outcome.finished = not error
         outcome.problems += [error] * bool(error) + find_noise(notebook, text)
 
+    def _export(self, folder: Path) -> None:
+        """Puts the project as committed into a folder, without git's own."""
+        folder.mkdir()
+        archive = ["git", "-C", self._origin, "archive", "HEAD"]
+        content = subprocess.run(archive, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=content, check=True)
+
 
 def uncommitted() -> bool:
     """Tells whether the checkout differs from its commit, which alone is rehearsed."""
     return bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
-def _export(folder: Path) -> None:
-    """Puts the project as committed into a folder, without git's own."""
-    folder.mkdir()
-    archive = subprocess.run(
-        ["git", "-C", CHECKOUT, "archive", "HEAD"], check=True, capture_output=True
-    )
-    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-
-
-def _git(*arguments: str, folder: Path = CHECKOUT) -> str:
+def _git(*arguments: str | Path, folder: Path = CHECKOUT) -> str:
     done = subprocess.run(
         ["git", "-C", folder, *arguments], check=True, capture_output=True, text=True
     )
