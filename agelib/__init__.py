@@ -6,12 +6,12 @@ The six notebooks tell the story and these modules do the work:
 `repack`, `byhand`, `kaggle`, `download` · `sample` made on the spot, of drawn faces (`portrait`) ·
 `faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
 at a time · `datasets`, `own` photos · `clean` a data set to shards · `mounting`, `drive`,
-`drive_errors`, `backup` Google Drive · `pipeline` tf.data · `augment` varied images · `hardware`
-GPUs and precision · `backbone` EfficientNet · `model` with two heads · `recipe`, `callbacks`,
-`train` · `inference`, `evaluate` · `metrics`, `bootstrap`, `calibration`, `breakdown` scores ·
-`report`, `score_plots`, `plots` to look at · `photos`, `predict` · `answer`, `serve` a page for it
-· `formats`, `export` for other runtimes · `ship` the model that comes along · `steps` all of it in
-order, which is what the notebooks and `python -m agelib` (`commands`) call.
+`drive_errors`, `backup`, `kept` Google Drive · `pipeline` tf.data · `augment` varied images ·
+`hardware` GPUs and precision · `backbone` EfficientNet · `model` with two heads · `recipe`,
+`callbacks`, `train` · `inference`, `evaluate` · `metrics`, `bootstrap`, `calibration`, `breakdown`
+scores · `report`, `score_plots`, `plots` to look at · `photos`, `predict` · `answer`, `serve` a
+page for it · `formats`, `export` for other runtimes · `ship` the model that comes along · `steps`
+all of it in order, which is what the notebooks and `python -m agelib` (`commands`) call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

@@ -11,13 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from agelib import AgelibError, drive, plots, sample, score_plots
+from agelib import AgelibError, drive, kept, plots, sample, score_plots
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
 from agelib.archives import ARCHIVES
 from agelib.backup import Backup, push_finished
-from agelib.callbacks import checkpoint_path
 from agelib.config import Config
 from agelib.datasets import images_folder
 from agelib.evaluate import ESTIMATES, evaluate_run
@@ -35,7 +34,7 @@ def download(name: str, config: Config) -> Path:
         return _own_images(config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
-    remote = _archive_on_drive(name, config)
+    remote = kept.archive_on_drive(name, config)
     local = config.raw / remote.name
     # The exists(): somebody may have made room on Drive since.
     if not local.exists() and drive.holds(remote) and remote.exists():
@@ -65,7 +64,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
         )
-    _pull_set(name, config)
+    kept.pull_set(name, config)
     if name in ARCHIVES:
         _extract_again(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
@@ -75,7 +74,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 def _extract_again(name: str, config: Config) -> None:
     """Makes sure that an archive's images are here, from Drive if need be."""
-    archive = _archive_on_drive(name, config)
+    archive = kept.archive_on_drive(name, config)
     if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
         drive.pull(archive, config.raw / archive.name)
     downloading.extract(name, config)
@@ -97,7 +96,7 @@ def verify(name: str, config: Config) -> list[str]:
     """
     faces = config.faces / name
     if not (faces / MANIFEST).exists():
-        _pull_set(name, config)
+        kept.pull_set(name, config)
     damaged = damaged_shards(faces) if (faces / MANIFEST).exists() else []
     for shard in damaged:
         for file in read_manifest(faces)["shards"][shard]["files"]:
@@ -118,7 +117,7 @@ def upload(name: str, config: Config) -> list[str]:
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
     if not (faces / MANIFEST).exists():
-        _pull_set(name, config)
+        kept.pull_set(name, config)
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(
@@ -137,7 +136,7 @@ def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
         Data set -> manifest.
     """
     for name in config.sources:
-        _pull_set(name, config)
+        kept.pull_set(name, config)
     return {name: read_manifest(config.faces / name) for name in config.sources}
 
 
@@ -150,10 +149,10 @@ def train(
         The history, one row an epoch.
     """
     pull_faces(config)
-    _pull_run(config)
-    history = training.train(config, _run_on_drive(config), on_epoch)
+    kept.pull_run(config)
+    history = training.train(config, kept.run_on_drive(config), on_epoch)
     plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-    push_finished(config.run_folder / "model.keras", config.run_folder, _run_on_drive(config))
+    push_finished(config.run_folder / "model.keras", config.run_folder, kept.run_on_drive(config))
     return history
 
 
@@ -164,7 +163,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         The report, as `evaluation.json` holds it.
     """
     pull_faces(config)
-    _pull_run(config)
+    kept.pull_run(config)
     report = evaluate_run(config)
     estimates = read_estimates(config)
     figures = {
@@ -175,7 +174,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
     for name, figure in figures.items():
         figure.savefig(_figure(config, name))
-    push_finished(config.run_folder, config.run_folder, _run_on_drive(config))
+    push_finished(config.run_folder, config.run_folder, kept.run_on_drive(config))
     return report
 
 
@@ -217,49 +216,11 @@ def pull_model(config: Config) -> Path:
     Raises:
         AgelibError: If it has not been trained yet.
     """
-    _pull_run(config)
+    kept.pull_run(config)
     path = config.run_folder / "model.keras"
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
     return path
-
-
-def _pull_set(name: str, config: Config) -> None:
-    """Fetches a set's shards from Drive, finished or not, unless others lie here already."""
-    faces, remote = config.faces / name, config.drive / "faces" / name
-    if not drive.holds(remote):
-        return
-    here, there = faces / MANIFEST, remote / MANIFEST
-    with drive.reading(remote):
-        fits = not faces.exists()
-        if there.exists():
-            fits = not here.exists() or here.read_bytes() == there.read_bytes()
-    if fits:
-        drive.pull(remote, faces)
-
-
-def _pull_run(config: Config) -> None:
-    """Fetches the run from Drive if it got further there than here."""
-    remote = _run_on_drive(config)
-    with drive.reading(remote):
-        if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
-            drive.pull(remote, config.run_folder)
-
-
-def _progress(folder: Path) -> tuple[bool, int]:
-    """Returns how far a run got: whether it is finished, and its epochs."""
-    history = folder / "history.csv"
-    goes_on = history.exists() and checkpoint_path(folder).exists()
-    epochs = len(pd.read_csv(history)) if goes_on else 0
-    return (folder / "model.keras").exists(), epochs
-
-
-def _run_on_drive(config: Config) -> Path:
-    return config.drive / "runs" / config.run
-
-
-def _archive_on_drive(name: str, config: Config) -> Path:
-    return config.drive / "archives" / ARCHIVES[name].file
 
 
 def _figure(config: Config, name: str) -> Path:

@@ -1,0 +1,51 @@
+"""What a project keeps on Drive: where it lies there, and how it comes back to a fresh machine."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from agelib import drive
+from agelib.archives import ARCHIVES
+from agelib.callbacks import checkpoint_path
+from agelib.config import Config
+from agelib.shards import MANIFEST
+
+
+def pull_set(name: str, config: Config) -> None:
+    """Fetches a set's shards from Drive, finished or not, unless others lie here already."""
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    if not drive.holds(remote):
+        return
+    here, there = faces / MANIFEST, remote / MANIFEST
+    with drive.reading(remote):
+        fits = not faces.exists()
+        if there.exists():
+            fits = not here.exists() or here.read_bytes() == there.read_bytes()
+    if fits:
+        drive.pull(remote, faces)
+
+
+def pull_run(config: Config) -> None:
+    """Fetches the run from Drive if it got further there than here."""
+    remote = run_on_drive(config)
+    with drive.reading(remote):
+        if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
+            drive.pull(remote, config.run_folder)
+
+
+def _progress(folder: Path) -> tuple[bool, int]:
+    """Returns how far a run got: whether it is finished, and its epochs."""
+    history = folder / "history.csv"
+    goes_on = history.exists() and checkpoint_path(folder).exists()
+    epochs = len(pd.read_csv(history)) if goes_on else 0
+    return (folder / "model.keras").exists(), epochs
+
+
+def run_on_drive(config: Config) -> Path:
+    """Returns where the run lies on Drive."""
+    return config.drive / "runs" / config.run
+
+
+def archive_on_drive(name: str, config: Config) -> Path:
+    """Returns where an archive lies on Drive."""
+    return config.drive / "archives" / ARCHIVES[name].file
