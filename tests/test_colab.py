@@ -310,7 +310,7 @@ def test_epochs_that_change_fail(epochs):
 
 
 def test_the_exit_status_says_whether_all_passed(tmp_path, capsys):
-    passed = Outcome("01_download", "clone", 12.3, {"mtcnn": "1.0.0"})
+    passed = Outcome("01_download", "clone", 12.3, added={"mtcnn": "1.0.0"})
     assert show([passed], tmp_path, 20) == 0
     assert "mtcnn 1.0.0" in capsys.readouterr().out
     assert show([passed, Outcome("02", problems=["noise"])], tmp_path, 20) == 1
