@@ -4,8 +4,9 @@ import re
 
 _BAR = re.compile(r"(.*: )? *\d+%\|.*\|.*\[\d+:\d\d.*\]|(.*: )?[\d.]+[kMG]? ?.*\[\d+:\d\d, .*\]")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# What runs after a "!" has its standard error shown as standard output.
-_COMPLAINT = re.compile(r"(ERROR|error|fatal|cp|mv|rm|bash): ")
+# What TensorFlow logs in a notebook is standard output, and so is the standard error of what runs
+# after a "!".
+_COMPLAINT = re.compile(r"(WARNING|ERROR):|(error|fatal|cp|mv|rm|bash): ")
 
 
 def find_noise(notebook: dict, log: str = "") -> list[str]:

@@ -118,7 +118,10 @@ class Rehearsal:
         """Notes where Setup found the project and what went wrong."""
         text = log.read_text(errors="replace")
         if not executed.exists():
-            outcome.problems += ["left no notebook behind", *text.splitlines()[-10:]]
+            outcome.problems += [
+                f"left no notebook in {outcome.seconds:.0f} s",
+                *text.splitlines()[-10:],
+            ]
             return
         notebook = json.loads(executed.read_text(encoding="utf-8"))
         found = notebook["metadata"]["project"]
