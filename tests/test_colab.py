@@ -16,7 +16,7 @@ from colab.rehearsal import Outcome
 from colab.table import show
 from tqdm import tqdm
 
-from agelib import AgelibError, drive
+from agelib import AgelibError, drive, drive_errors
 from agelib.config import Config
 
 
@@ -175,15 +175,17 @@ def test_mounting_fails_on_purpose(mounts, tmp_path, monkeypatch, failure, error
     assert not (tmp_path / "drive").exists()
 
 
-@pytest.mark.parametrize("failure", ["refused", "timeout"])
-def test_agelib_says_what_to_do_when_mounting_fails(monkeypatch, tmp_path, failure):
+@pytest.mark.parametrize(
+    ("failure", "advice"), [("refused", "access was not allowed"), ("timeout", "took too long")]
+)
+def test_agelib_says_what_to_do_when_mounting_fails(monkeypatch, tmp_path, failure, advice):
     package = ModuleType("google.colab")
     package.drive = google_drive
     monkeypatch.setitem(sys.modules, "google.colab", package)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "rehearsal")
     monkeypatch.setenv("REHEARSAL_MOUNT", failure)
-    monkeypatch.setattr(drive, "_MOUNT_POINT", str(tmp_path / "drive"))
-    with pytest.raises(AgelibError, match="allow access to Google Drive when asked"):
+    monkeypatch.setattr(drive_errors, "MOUNT_POINT", str(tmp_path / "drive"))
+    with pytest.raises(AgelibError, match=advice):
         drive.mount(Config.from_profile("sample", data=tmp_path))
 
 
