@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from agelib.backend import tf
+from agelib.backend import silent_stderr, tf
 from agelib.faces import PORTRAIT_CANVAS, Face, resize
 
 MIN_CONFIDENCE = 0.8
@@ -126,6 +126,9 @@ def _compile(networks: list, canvas_size: int) -> Callable:
         shift, points, scores = _refine(third, images, boxes, scores, 48)
         return _shifted(boxes, shift), scores, _points_in(boxes, points)
 
+    # At a graph's first run TensorFlow 2.20 complains of costs that it cannot tell.
+    with silent_stderr():
+        cascade(np.zeros((1, canvas_size, canvas_size, 3), np.uint8))
     return cascade
 
 

@@ -26,6 +26,16 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _NOTE = "agelib.json"
 
+# Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
+# versions, Colab's 3.13 among them, read no file that names them.
+_LATER_SETTINGS = {
+    "input_axes": None,
+    "output_axes": None,
+    "renorm": False,
+    "renorm_clipping": None,
+    "renorm_momentum": 0.99,
+}
+
 
 def build_model(
     backbone: str,
@@ -139,9 +149,25 @@ def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
     ):
         whole = Path(scratch) / path.name
         model.save(whole)
-        with zipfile.ZipFile(whole, "a") as archive:
-            archive.writestr(_NOTE, json.dumps(note, indent=1))
-        whole.rename(partial)
+        with zipfile.ZipFile(whole) as source, zipfile.ZipFile(partial, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                if name == "config.json":
+                    content = json.dumps(_without_later_settings(json.loads(content)))
+                target.writestr(name, content)
+            target.writestr(_NOTE, json.dumps(note, indent=1))
+
+
+def _without_later_settings(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_without_later_settings(each) for each in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: _without_later_settings(value)
+        for name, value in config.items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
 
 
 def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:

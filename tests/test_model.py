@@ -1,3 +1,4 @@
+import json
 import zipfile
 
 import numpy as np
@@ -8,6 +9,7 @@ from agelib import AgelibError
 from agelib.backend import keras
 from agelib.labels import AGE_BRANCHES
 from agelib.model import (
+    PRETRAINED,
     build_model,
     freeze_backbone,
     load_model,
@@ -175,6 +177,45 @@ def test_the_note_comes_back_as_it_was(tiny, tmp_path):
     loaded, found = load_model(tmp_path / "model.keras")
     assert found == note
     assert equal_weights(loaded, tiny)
+
+
+def settings_of(path):
+    """Returns the names of all settings in a model's file."""
+
+    def walk(config):
+        if isinstance(config, list):
+            return {name for each in config for name in walk(each)}
+        if isinstance(config, dict):
+            return set(config).union(*map(walk, config.values()))
+        return set()
+
+    with zipfile.ZipFile(path) as archive:
+        return walk(json.loads(archive.read("config.json")))
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_keras_of_colab_knows_every_setting_in_the_file(shipped, tmp_path):
+    # Keras 3.13 raises TypeError for those that 3.14 and 3.15 brought.
+    path = PRETRAINED
+    if not shipped:
+        path = tmp_path / "model.keras"
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.BatchNormalization()(inputs)
+        x = keras.layers.Conv2D(2, 3, kernel_initializer=keras.initializers.HeNormal())(x)
+        save_model(keras.Model(inputs, x), path, {})
+    later = {"input_axes", "output_axes", "renorm", "renorm_clipping", "renorm_momentum"}
+    assert not settings_of(path) & later
+
+
+def test_a_later_setting_that_matters_stays(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    config = keras.layers.BatchNormalization().get_config()
+    if "renorm" not in config:
+        pytest.skip("this Keras has no renorm")
+    layer = keras.layers.BatchNormalization.from_config(config | {"renorm": True})
+    save_model(keras.Model(inputs, layer(inputs)), tmp_path / "model.keras", {})
+    assert "renorm" in settings_of(tmp_path / "model.keras")
+    assert load_model(tmp_path / "model.keras")[0].layers[1].renorm
 
 
 def test_a_model_is_replaced_as_a_whole(tiny, saved):
