@@ -52,6 +52,15 @@ def clean(
     return clean_table(table, images, config.faces / name, name, config, on_shard)
 
 
+def is_of_now(name: str, config: Config) -> bool:
+    """Tells whether the shards in `data/faces/<name>`, if any, are of these labels and settings."""
+    folder = config.faces / name
+    manifest = folder / shards.MANIFEST
+    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
+    head = _head(read_table(name, config), name, config)
+    return all(head.items() <= read_json(path).items() for path in records)
+
+
 def clean_table(
     table: pd.DataFrame,
     images: Path,
@@ -116,6 +125,7 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
     """Returns what a shard's content depends on; shards of another head are not ours."""
     labels = table[["path", "age", "gender", "person", "race", "split", "reject"]]
+    labels = labels[labels["reject"] != "unlabelled"]
     # As text, which is the same whatever pandas makes of missing numbers.
     text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
     return {

@@ -72,7 +72,9 @@ class Config:
     run: str = _setting("sample", "name of the run; its folder is runs/<name>")
     workers: int = _setting(1, "processes that clean images side by side")
     own: Path | None = field(
-        default=None, metadata={"help": "folder of your images and labels.csv: the data set own"}
+        default=None,
+        repr=False,
+        metadata={"help": "folder of your images and labels.csv: the data set own"},
     )
     data: Path = field(
         default_factory=_default_data,
@@ -116,7 +118,6 @@ class Config:
         train, known = set(self.train_sources), f"from {', '.join(SOURCES)}"
         return [
             (not self.data.is_file(), "data", "a folder"),
-            (self.own is None or self.own.is_dir(), "own", "a folder that exists"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
             (train and train <= set(SOURCES), "train_sources", known),
             (self.test_source in SOURCES, "test_source", known),
@@ -241,7 +242,7 @@ class Config:
             f"<tr><td><code>{f.name}</code></td><td>{escape(str(getattr(self, f.name)))}</td>"
             f"<td style='text-align:left'>{escape(f.metadata['help'])}</td></tr>"
             for f in dataclasses.fields(self)
-            if f.name != "data"
+            if f.repr
         )
         return f"<table><tr><th>setting</th><th>value</th><th>what it is</th></tr>{rows}</table>"
 

@@ -1,7 +1,7 @@
 """What a profile downloads and stores, and roughly how long its steps take: estimates all.
 
-Times are work divided by a rate. The rates of two processor cores were measured with
-`tests/benchmarks` on a machine without a GPU; the GPU's is reckoned from published figures.
+Times are work divided by a rate, given below with where it comes from: measured on a machine with
+two cores and no GPU, reckoned from published figures, or guessed.
 """
 
 import pandas as pd
@@ -13,7 +13,8 @@ from agelib.config import Config
 _USABLE = {"wiki": 38_000, "imdb": 172_000, "utkface": 23_500}
 _BYTES_A_PIXEL = 0.26
 _DOWNLOAD = 10e6  # bytes a second; a guess
-_CLEAN = 370  # images a second, two cores: bench_clean.py
+_CLEAN = 370  # images a second, two cores, of images of 64 to 200 pixels: bench_clean.py
+_RUN = 0.3e9  # bytes of a run: model, optimizer's state; reckoned for B4's 18 million weights
 
 # Multiply-adds for an image of so many pixels a side: Tan & Le, "EfficientNet", ICML 2019.
 _NATIVE = {
@@ -31,7 +32,7 @@ _CPU = 2.7e9  # 85 images a second of 64 pixels with B0, two cores
 # NVIDIA's DeepLearningExamples name 211 images a second for B4 at 380 pixels on a V100 in mixed
 # precision; a T4 has 0.36 of its memory bandwidth, which is what bounds EfficientNets.
 _GPU = 211 * 0.36 * 4.2e9
-_READ = 1500  # images a second that two cores decode, however fast the GPU
+_READ = 1500  # images a second that two cores decode and hand on at most; a guess
 
 _SAMPLE = {
     "download": "nothing",
@@ -70,7 +71,8 @@ def slow_training(config: Config, faces: int) -> str:
     if hours < 0.5:
         return ""
     return (
-        f"There is no GPU here: training will take about {about(hours)} (an estimate). On Colab, "
+        f"There is no GPU here: training would take two cores about {about(hours)} from its "
+        "beginning (an estimate). On Colab, "
         "choose Runtime > Change runtime type > GPU and run this notebook from the top; to see how "
         'it all works in minutes, set profile to "sample".'
     )
@@ -90,7 +92,7 @@ def _costs(config: Config) -> dict[str, str]:
     crops = images * config.crop_size**2 * _BYTES_A_PIXEL
     return {
         "download": f"{archives / 1e9:.1f} GB",
-        "on Drive": f"{(archives + crops) / 1e9:.1f} GB",
+        "on Drive": f"{(archives + crops + _RUN) / 1e9:.1f} GB",
         "01": about(archives / _DOWNLOAD / 3600),
         "02": about(images / _CLEAN / 3600),
         "04 on a GPU (T4)": about(training_hours(config, int(train), gpu=True)),

@@ -8,13 +8,15 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from agelib import AgelibError
 from agelib.archives import ARCHIVES
 from agelib.config import Config
+from agelib.drive_errors import on_google
 from agelib.labels import read_imdb_wiki, read_utkface, split_by_person
-from agelib.own import read_own
+from agelib.own import LABELS, read_own
 
 # Each takes the folder that `images_folder` names, and returns one row for each image: `path`,
 # `age`, `gender`, `person`, `race` and `reject`.
@@ -27,7 +29,7 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 
 def images_folder(name: str, config: Config) -> Path:
-    """Returns the folder with a data set's images.
+    """Returns the folder with a data set's images; photos on Google Drive have a copy here.
 
     Raises:
         AgelibError: If it is `own`, and the settings name none.
@@ -38,10 +40,10 @@ def images_folder(name: str, config: Config) -> Path:
         return config.folder / "own"
     if config.own is None:
         raise AgelibError(
-            "own data need a folder: name the one with your images and their labels.csv as own "
-            "(--own FOLDER)."
+            "own data need a folder: name the one with your images and their labels.csv (--own "
+            "FOLDER, or folder in notebook 07)."
         )
-    return config.own
+    return config.raw / "own" if on_google(config.own) else config.own
 
 
 def read_table(name: str, config: Config) -> pd.DataFrame:
@@ -61,4 +63,19 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     # WIKI and IMDB show the same people.
     shared = name == config.test_source or {name, config.test_source} == {"wiki", "imdb"}
     test_fraction = config.val_fraction if test_trained and shared else 0
-    return table.assign(split=split_by_person(table["person"], config.val_fraction, test_fraction))
+    split = split_by_person(table["person"], config.val_fraction, test_fraction)
+    if name == "own":
+        _need_all_splits(table, split, ["train", "val", *(["test"] if test_fraction else [])])
+    return table.assign(split=split)
+
+
+def _need_all_splits(table: pd.DataFrame, split: np.ndarray, wanted: list[str]) -> None:
+    """Refuses photos of so few people that chance puts none of them into a split."""
+    usable = (table["reject"] == "").to_numpy()
+    empty = [name for name in wanted if not (split[usable] == name).any()]
+    if empty:
+        raise AgelibError(
+            f"None of the {table['person'][usable].nunique():,} persons in {LABELS} came into "
+            f"{' or '.join(empty)}, where a hash of the person decides: photos of more people are "
+            "needed, about twenty or more."
+        )

@@ -65,14 +65,22 @@ class FaceDetector:
             faces[i] = found
         return faces
 
+    def _run(self, canvases: np.ndarray) -> tuple[tf.Tensor, ...]:
+        """Runs the networks, which are compiled for each size of canvas at its first run."""
+        size = canvases.shape[1]
+        if size in self._cascades:
+            return self._cascades[size](canvases)
+        self._cascades[size] = _compile(self._networks, size)
+        # TensorFlow 2.20 complains of costs that it cannot tell.
+        with silent_stderr():
+            return self._cascades[size](canvases)
+
     def _detect_at(self, canvas_size: int, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        if canvas_size not in self._cascades:
-            self._cascades[canvas_size] = _compile(self._networks, canvas_size)
         faces: list[list[Face]] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             canvases, scales = zip(*(_place(image, canvas_size) for image in batch), strict=True)
-            results = self._cascades[canvas_size](np.stack(canvases))
+            results = self._run(np.stack(canvases))
             boxes, scores, landmarks = (result.numpy() for result in results)
             for i, scale in enumerate(scales):
                 keep = _best_of_overlapping(boxes[i], scores[i])
@@ -126,9 +134,6 @@ def _compile(networks: list, canvas_size: int) -> Callable:
         shift, points, scores = _refine(third, images, boxes, scores, 48)
         return _shifted(boxes, shift), scores, _points_in(boxes, points)
 
-    # At a graph's first run TensorFlow 2.20 complains of costs that it cannot tell.
-    with silent_stderr():
-        cascade(np.zeros((1, canvas_size, canvas_size, 3), np.uint8))
     return cascade
 
 

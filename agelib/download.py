@@ -97,13 +97,16 @@ def _ways_round(archive: Archive, config: Config) -> str:
         return f"delete {config.mirror} and run the download step again."
     pages = [archive.home, *([kaggle.page(archive)] if archive.kaggle else [])]
     raw, drive = _folders(config)
+    mirror = f"name a folder or an address that has {archive.file} in AGELIB_MIRROR"
+    if config.mirror:
+        mirror = "make AGELIB_MIRROR empty, to do without it, or name another in it"
     return (
         "try again later, or\n"
         f"- get it with your browser from {' or '.join(pages)} and put the file, as it is, into\n"
         f"  {drive} (make that folder if it is missing) or\n"
         f"  {raw};\n"
         f"  these names are recognised: {', '.join(byhand.good_names(archive))}; or\n"
-        f"- name a folder or an address that has {archive.file} in AGELIB_MIRROR;\n"
+        f"- {mirror};\n"
         "then run the download step again."
     )
 

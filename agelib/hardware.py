@@ -31,6 +31,11 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def has_gpu() -> bool:
+    """Tells whether there is a GPU, or a TPU that can be used, to train on."""
+    return _has_tpu() or bool(tf.config.list_physical_devices("GPU"))
+
+
 def describe_devices() -> str:
     """Names what there is to train on, for example "Tesla T4; in mixed_float16"."""
     if _has_tpu():

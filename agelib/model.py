@@ -185,10 +185,11 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             note = json.loads(archive.read(_NOTE))
         return keras.models.load_model(path), note
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError) as error:
+    # TypeError: a later Keras wrote settings that this one does not know.
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError) as error:
         raise AgelibError(
-            f"{path} is no model of agelib's ({first_line(error)}): name a model.keras, or delete "
-            "it and train again."
+            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
+            f"({first_line(error)}): name a model.keras, or delete it and train again."
         ) from error
 
 

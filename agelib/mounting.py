@@ -89,9 +89,10 @@ def _mount_google(folder: Path) -> None:
     from google.colab import drive
 
     try:
-        drive.mount(drive_errors.MOUNT_POINT)
         if not os.path.ismount(drive_errors.MOUNT_POINT):
-            # A folder My Drive that something wrote there passes for a mounted Drive.
+            drive.mount(drive_errors.MOUNT_POINT)
+        if not os.path.ismount(drive_errors.MOUNT_POINT):
+            # A folder MyDrive that something wrote there passes for a mounted Drive.
             raise ValueError("Mountpoint must not already contain files")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,7 +128,10 @@ def _set_aside(point: Path) -> str:
     """Says how to empty the mount point; never by deleting, for it may be Drive after all."""
     if os.path.ismount(point):
         return f"it is mounted already and in use: {_RESTART}"
-    names = sorted(os.listdir(point))
+    try:
+        names = sorted(os.listdir(point))
+    except OSError:  # the folder itself is what is broken
+        return _RESTART
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
         f"{point} holds {', '.join(names[:3])}{more}, written there while Drive was not mounted: "

@@ -1,12 +1,17 @@
 """Your own photos as a data set: a folder of images and a CSV file that says who is on them."""
 
-import os
+import io
+import posixpath
+import shutil
+import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from agelib import AgelibError
+from agelib import AgelibError, first_line
+from agelib.drive_errors import explained, patient, reading
 from agelib.labels import MAX_AGE, MIN_AGE
 
 LABELS = "labels.csv"
@@ -15,7 +20,7 @@ _GENDER_WORDS = {
     **dict.fromkeys(("0", "0.0", "m", "male", "man", "boy"), 0),
     **dict.fromkeys(("1", "1.0", "f", "female", "woman", "girl"), 1),
 }
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"}
 
 
 def read_own(folder: Path) -> pd.DataFrame:
@@ -31,82 +36,135 @@ def read_own(folder: Path) -> pd.DataFrame:
 
     Returns:
         One row for each image, columns as in `agelib.labels.read_imdb_wiki`; `race` is missing.
-        `reject` may be "missing", "duplicate" (named before), "age", "gender", or "unlabelled"
-        (an image that the file does not name).
+        `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
+        "gender", or "unlabelled" (an image that the file does not name).
 
     Raises:
         AgelibError: If the folder or the file is missing, or no table with those columns.
     """
     folder = Path(folder)
     labels = _read_labels(folder / LABELS)
-    paths = labels["path"].str.replace("\\", "/").map(os.path.normpath)
-    age = np.floor(pd.to_numeric(labels["age"], errors="coerce"))
+    images = _images_in(folder)
+    paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).map(_composed)
+    age = np.floor(pd.to_numeric(labels["age"].str.replace(",", "."), errors="coerce"))
     gender = labels["gender"].str.casefold().map(_GENDER_WORDS)
+    person = labels["person"].str.casefold().str.split().str.join(" ")
     table = pd.DataFrame(
         {
-            "path": paths,
+            # As the disk spells it, or as the file does where the disk has no such image.
+            "path": paths.map(images).fillna(paths),
             "age": age.where(age.abs() < 1000).astype("Int64"),
             "gender": gender.astype("Int8"),
-            "person": labels["person"].where(labels["person"] != "", paths),
+            "person": person.where(person != "", paths),
             "race": pd.array([pd.NA] * len(labels), dtype="Int8"),
         }
     )
     table["reject"] = np.select(
         [
-            [not (folder / path).is_file() for path in paths],
+            paths.str.startswith(("..", "/")),
+            [path not in images and not _is_file(folder / path) for path in paths],
             paths.duplicated(),
             ~age.between(MIN_AGE, MAX_AGE),
             gender.isna(),
         ],
-        ["missing", "duplicate", "age", "gender"],
+        ["outside", "missing", "duplicate", "age", "gender"],
         "",
     )
-    return pd.concat([table, _unlabelled(folder, table)], ignore_index=True)
+    named = set(paths)
+    left = [image for path, image in images.items() if path not in named]
+    rest = pd.DataFrame({"path": left, "person": left, "reject": "unlabelled"})
+    rest = rest.reindex(columns=table.columns).astype(table.dtypes)
+    return pd.concat([table, rest], ignore_index=True)
+
+
+def copy_own(source: Path, target: Path) -> None:
+    """Copies a folder of photos, leaving out what is there already and removing what is gone.
+
+    Args:
+        source: The folder, on Google Drive for example, where reading may fail for a while.
+        target: Where to.
+
+    Raises:
+        AgelibError: If the folder cannot be read, or there is no space.
+    """
+    copy = patient(shutil.copy2)
+    with explained(f"{source} could not be copied to {target}", source, target):
+        there = {path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+        for name, path in there.items():
+            here, status = target / name, path.stat()
+            same = here.exists() and here.stat().st_size == status.st_size
+            if not same or here.stat().st_mtime < status.st_mtime:
+                here.parent.mkdir(parents=True, exist_ok=True)
+                copy(path, here)
+        for path in target.rglob("*"):
+            if path.is_file() and path.relative_to(target) not in there:
+                path.unlink()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, for example
+        return False
+
+
+def _composed(text: str) -> str:
+    """Returns letters with their accents as one character; Macs write them as two in file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _images_in(folder: Path) -> dict[str, str]:
+    """Returns composed path -> path, relative to the folder, of each image that is not hidden."""
+    with reading(folder):
+        names = (
+            path.relative_to(folder)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in _IMAGES and path.is_file()
+        )
+        paths = [p.as_posix() for p in names if not any(part[0] == "." for part in p.parts)]
+    return {_composed(path): path for path in paths}
 
 
 def _read_labels(path: Path) -> pd.DataFrame:
     """Returns the file's columns as text without spaces around it."""
-    if not path.exists():
-        raise AgelibError(
-            f"{path} is missing: write one with the columns {', '.join(_NEEDED)}, a row for each "
-            "image in that folder."
-        )
-    try:
-        # utf-8-sig: Excel writes a mark at the start; sep=None: and semicolons in many countries.
-        labels = pd.read_csv(
-            path,
-            sep=None,
-            engine="python",
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    # The csv module and pandas raise errors of their own, most of them ValueError.
-    except Exception as error:
-        raise AgelibError(f"{path} is no CSV file in UTF-8 ({error}): save it as one.") from error
+    labels = _parse(path)
     labels.columns = [str(name).strip().casefold() for name in labels.columns]
+    listed = ", ".join(labels.columns)
     lacking = [name for name in _NEEDED if name not in labels]
-    if lacking:
+    if lacking or not labels.columns.is_unique:
+        wrong = f"but not {', '.join(lacking)}" if lacking else "some of them twice"
         raise AgelibError(
-            f"{path} has the columns {', '.join(labels.columns)}, but not {', '.join(lacking)}: "
-            "name them so in its first line."
+            f"{path} has the columns {listed}, {wrong}: name them {', '.join(_NEEDED)}, and if "
+            "need be person, in its first line."
         )
+    labels = labels.assign(person=labels.get("person", ""))[[*_NEEDED, "person"]]
+    labels = labels.fillna("").apply(lambda column: column.str.strip())
+    labels = labels[labels["path"] != ""].reset_index(drop=True)
     if labels.empty:
         raise AgelibError(f"{path} names no image: add a row for each.")
-    labels = labels.assign(person=labels.get("person", ""))
-    return labels[[*_NEEDED, "person"]].fillna("").apply(lambda column: column.str.strip())
+    return labels
 
 
-def _unlabelled(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns rows for the folder's images that the labels do not name."""
-    found = (
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _IMAGES and path.name[0] != "."
-    )
-    paths = [path for path in found if path not in set(table["path"])]
-    return (
-        pd.DataFrame({"path": paths, "person": paths, "reject": "unlabelled"})
-        .reindex(columns=table.columns)
-        .astype(table.dtypes)
-    )
+def _parse(path: Path) -> pd.DataFrame:
+    with reading(path):
+        if not path.exists():
+            raise AgelibError(
+                f"{path} is missing: write one with the columns {', '.join(_NEEDED)}, a row for "
+                "each image in that folder."
+            )
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")  # Excel writes a mark at the start
+        header = text.split("\n")[0]
+        separator = max(",;\t|", key=header.count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of separators at the ends of the rows
+            return pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
+    except UnicodeDecodeError as error:
+        raise AgelibError(
+            f"{path} is no text in UTF-8: save it as such (in Excel, as CSV UTF-8)."
+        ) from error
+    except ValueError as error:  # pandas' errors are of this kind
+        raise AgelibError(f"{path} is no CSV file ({first_line(error)}): mend it.") from error

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.io
 
 from agelib.files import atomic, sha256
+from agelib.own import LABELS
 from agelib.portrait import draw_portrait
 from agelib.repack import write_tar
 
@@ -112,7 +113,7 @@ def make_own(folder: Path) -> Path:
     Returns:
         The folder.
     """
-    labels = Path(folder) / "labels.csv"
+    labels = Path(folder) / LABELS
     if labels.exists():
         return Path(folder)
     rows = []

@@ -5,6 +5,8 @@ notebook is left on the disk, they fetch it back.
 """
 
 import dataclasses
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from agelib.backup import Backup, push_finished
 from agelib.config import Config
 from agelib.datasets import images_folder
 from agelib.evaluate import ESTIMATES, evaluate_run
+from agelib.mounting import check_mounted
+from agelib.own import copy_own
 from agelib.report import compare_table
 from agelib.shards import MANIFEST, damaged_shards, read_manifest
 
@@ -59,7 +63,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     faces, remote = config.faces / name, config.drive / "faces" / name
     with drive.reading(remote):
         crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
-    if crop != config.crop:
+    if crop != config.crop and name in ARCHIVES:
         raise AgelibError(
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
@@ -67,6 +71,8 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     kept.pull_set(name, config)
     if name in ARCHIVES:
         _extract_again(name, config)
+    else:
+        _forget_if_changed(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
     return manifest
@@ -85,7 +91,19 @@ def _own_images(config: Config) -> Path:
     folder = images_folder("own", config)
     if config.own is None:
         sample.make_own(folder)
+    elif folder != config.own:
+        check_mounted(config.own)
+        copy_own(config.own, folder)
     return folder
+
+
+def _forget_if_changed(name: str, config: Config) -> None:
+    """Removes the faces of photos or labels that have changed since; few as they are."""
+    if cleaning.is_of_now(name, config):
+        return
+    print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
+    for folder in (config.faces / name, config.drive / "faces" / name):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def verify(name: str, config: Config) -> list[str]:

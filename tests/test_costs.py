@@ -34,7 +34,7 @@ def test_the_sample_needs_no_gpu():
 
 def test_real_data_without_a_gpu_are_worth_a_warning():
     said = slow_training(WIKI, 30_000)
-    assert "days (an estimate)" in said
+    assert "days from its beginning (an estimate)" in said
     assert "Change runtime type > GPU" in said
     assert 'profile to "sample"' in said
 

@@ -40,5 +40,30 @@ def test_own_data_need_a_folder(tmp_path):
         images_folder("own", config)
 
 
+def own_photos(folder, persons):
+    folder.mkdir(exist_ok=True)
+    for i in range(persons):
+        (folder / f"{i}.jpg").touch()
+    rows = "".join(f"{i}.jpg,30,{i % 2}\n" for i in range(persons))
+    (folder / "labels.csv").write_text("path,age,gender\n" + rows)
+    return Config.from_profile("own", own=folder, data=folder.parent)
+
+
+def test_own_photos_are_split_in_three(tmp_path):
+    table = read_table("own", own_photos(tmp_path / "own", 60))
+    assert set(table["split"]) == {"train", "val", "test"}
+
+
+def test_photos_of_too_few_people_are_refused(tmp_path):
+    with pytest.raises(AgelibError, match=r"None of the 2 persons .* photos of more people"):
+        read_table("own", own_photos(tmp_path / "own", 2))
+
+
+def test_photos_on_google_drive_have_a_copy_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    config = Config.from_profile("own", own="/content/drive/MyDrive/photos", data=tmp_path)
+    assert images_folder("own", config) == tmp_path / "raw" / "own"
+
+
 def test_own_data_lie_where_they_are(tmp_path):
     assert images_folder("own", Config.from_profile("own", own=tmp_path)) == tmp_path

@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,8 @@ def test_a_plain_folder_that_passes_for_drive_can_be_set_aside(colab, config):
 
 def test_nobody_is_told_to_clear_away_a_drive_that_is_mounted(colab, config, monkeypatch):
     monkeypatch.setattr(os.path, "ismount", lambda _: True)
+    lost = OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+    monkeypatch.setattr(Path, "mkdir", failing(lost))
     colab.drive.mount = failing(NOT_EMPTY)
     said = refusal(config)
     assert "mounted already and in use: choose Runtime > Restart session" in said

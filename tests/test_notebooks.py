@@ -45,6 +45,12 @@ def test_the_form_offers_the_sample_first(notebook):
     assert forms[0].startswith('profile = "sample"  # @param')
 
 
+def test_colab_can_read_every_field_of_the_form(notebook):
+    [form] = [source(cell) for cell in cells(notebook, "code") if "@param" in source(cell)]
+    for line in form.splitlines():
+        assert "@param" not in line or re.match(r"\w+ = .+  # @param [\[{]", line), line
+
+
 def test_no_function_or_class_is_defined(notebook):
     for cell in cells(notebook, "code"):
         assert not re.search(r"^\s*(def|class) ", source(cell), re.MULTILINE)

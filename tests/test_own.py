@@ -1,10 +1,14 @@
+import errno
+import shutil
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from agelib import AgelibError
 from agelib.labels import count_reasons
-from agelib.own import read_own
+from agelib.own import copy_own, read_own
 
 HEADER = "path,age,gender\n"
 
@@ -63,9 +67,9 @@ def test_every_image_and_every_row_is_accounted_for(folder):
 
 
 def test_a_person_of_several_images_is_one(folder):
-    rows = "a.jpg,34,1,Ada\nb.PNG,40,1,Ada\ndeep/c.jpeg,5,0,\n"
+    rows = "a.jpg,34,1,Ada\nb.PNG,40,1, ada \ndeep/c.jpeg,5,0,\n"
     persons = read(folder, "path,age,gender,person\n" + rows)["person"]
-    assert persons.to_list() == ["Ada", "Ada", "deep/c.jpeg"]
+    assert persons.to_list() == ["ada", "ada", "deep/c.jpeg"]
 
 
 @pytest.mark.parametrize(
@@ -76,16 +80,83 @@ def test_a_person_of_several_images_is_one(folder):
         ("path,age,gender\r\na.jpg,34,m\r\n", "utf-8-sig"),
         ("gender, age, path, camera\nm, 34, a.jpg, Leica\n", "utf-8"),
         ('path,age,gender\n"a.jpg",34,m\n', "utf-8"),
+        ("path|age|gender\na.jpg|34|m\n", "utf-8"),
+        ("path;age;gender\na.jpg;34,5;m\n", "utf-8"),
+        ("path,age,gender\na.jpg,34,m,\n", "utf-8"),
+        ("path,age,gender\n\na.jpg,34,m\n,,\n", "utf-8"),
     ],
-    ids=["semicolons", "tabs", "Excel", "other order", "quotes"],
+    ids=[
+        "semicolons",
+        "tabs",
+        "Excel",
+        "other order",
+        "quotes",
+        "bars",
+        "decimal comma",
+        "comma at the end",
+        "blank rows",
+    ],
 )
 def test_files_of_other_programs_are_read(folder, text, encoding):
     table = read(folder, text, encoding)
     assert table.loc["a.jpg", ["age", "gender"]].to_list() == [34, 0]
+    assert set(table.index) == {"a.jpg", "b.PNG", "deep/c.jpeg"}
 
 
 def test_paths_of_windows_are_read(folder):
     assert read(folder, HEADER + "deep\\c.jpeg,34,m\n").loc["deep/c.jpeg", "reject"] == ""
+
+
+@pytest.mark.parametrize("path", ["../a.jpg", "/etc/passwd", "deep/../../a.jpg"])
+def test_what_lies_outside_the_folder_stays_there(folder, path):
+    table = read(folder / "deep", HEADER + f"{path},34,m\n")
+    assert table["reject"].to_list() == ["outside", "unlabelled"]
+
+
+def test_an_image_that_is_named_may_have_any_ending(folder):
+    (folder / "a.jpg").rename(folder / "a")
+    assert read(folder, HEADER + "a,34,m\n").loc["a", "reject"] == ""
+
+
+def test_a_name_too_long_for_any_disk_is_missing(folder):
+    assert read(folder, HEADER + f"{'a' * 300},34,m\n")["reject"].iloc[0] == "missing"
+
+
+def test_accents_may_be_spelled_in_both_ways(folder):
+    (folder / "a.jpg").rename(folder / unicodedata.normalize("NFD", "Zoë.jpg"))
+    table = read(folder, HEADER + "Zoë.jpg,34,f\n")
+    assert (folder / table.index[0]).is_file()
+    assert table["reject"].to_list() == ["", "unlabelled", "unlabelled"]
+
+
+def test_hidden_images_and_folders_are_none(folder):
+    for name in (".thumbnails/a.jpg", ".b.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "a.jpg", folder / name)
+    assert len(read(folder, HEADER + "a.jpg,34,m\n")) == 3
+
+
+def test_a_copy_follows_the_folder(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("copy") / "own"
+    copy_own(folder, target)
+    before = (target / "a.jpg").stat()
+    (folder / "b.PNG").unlink()
+    (folder / "deep" / "c.jpeg").write_bytes(b"another")
+    copy_own(folder, target)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*.*")}
+    assert found == {"a.jpg", "deep/c.jpeg"}
+    assert (target / "deep" / "c.jpeg").read_bytes() == b"another"
+    assert (target / "a.jpg").stat() == before
+
+
+def test_a_copy_that_drive_breaks_off_is_one_sentence(folder, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "copy2", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(AgelibError, match=r"could not be copied to .* \(Input/output error\)"):
+        copy_own(folder, tmp_path / "own")
 
 
 def test_a_folder_without_labels_is_told_what_to_write(folder):
@@ -100,8 +171,10 @@ def test_a_folder_without_labels_is_told_what_to_write(folder):
         ("a.jpg,34,1\nb.PNG,7,0\n", "but not path, age, gender"),
         (HEADER, "names no image"),
         ("", "no CSV file"),
+        ("path,age,Age,gender\na.jpg,3,4,1\n", "some of them twice"),
+        (HEADER + 'a.jpg,3,"1\n', "no CSV file"),
     ],
-    ids=["another name", "no header", "no rows", "empty"],
+    ids=["another name", "no header", "no rows", "empty", "twice", "open quote"],
 )
 def test_a_file_that_is_no_table_of_labels_is_told_why(folder, text, says):
     with pytest.raises(AgelibError, match=says):
@@ -110,5 +183,5 @@ def test_a_file_that_is_no_table_of_labels_is_told_why(folder, text, says):
 
 def test_a_file_that_is_no_text_is_told_so(folder):
     (folder / "labels.csv").write_bytes(bytes(range(256)) * 8)
-    with pytest.raises(AgelibError, match="no CSV file"):
+    with pytest.raises(AgelibError, match="no text in UTF-8"):
         read_own(folder)

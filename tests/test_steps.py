@@ -14,6 +14,7 @@ from agelib import download as downloading
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
 from agelib.files import sha256
+from agelib.profiles import PROFILES
 from agelib.shards import damaged_shards, read_manifest
 
 
@@ -445,3 +446,19 @@ def test_a_run_that_was_never_trained_is_asked_for(machine):
 def test_images_that_were_never_downloaded_are_asked_for(machine):
     with pytest.raises(AgelibError, match="run the download step"):
         steps.clean("wiki", machine)
+
+
+def test_own_photos_are_cleaned_again_once_their_labels_change(tmp_path, capsys):
+    config = Config.from_profile(
+        "sample", **PROFILES["own"] | {"workers": 1}, data=tmp_path, run="own"
+    )
+    labels = steps.download("own", config) / "labels.csv"
+    first = steps.clean("own", config)
+    assert steps.clean("own", config) == first
+    assert not capsys.readouterr().err.count("cleaned again")
+    labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:-10]))
+    second = steps.clean("own", config)
+    assert "cleaned again" in capsys.readouterr().err
+    assert second["counts"]["kept"] < first["counts"]["kept"]
+    assert drive.holds(config.drive / "faces" / "own")
+    assert read_manifest(config.drive / "faces" / "own") == second
