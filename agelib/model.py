@@ -49,8 +49,7 @@ def build_model(
     Args:
         backbone: "EfficientNetB0" to "EfficientNetB7".
         image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student", "agelib" (the model that comes along), a model
-            of this kind (.keras) or an .h5 file.
+        weights: As `agelib.config.Config` takes them; None starts from scratch.
         augment: Whether training images are varied.
         drop_connect_rate: As for `build_backbone`.
 
