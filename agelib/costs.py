@@ -40,7 +40,7 @@ _SAMPLE = {
     "01": "1 min",
     "02": "1 min",
     "04 on a GPU (T4)": "2 min",
-    "04 without": "2 min",
+    "04 without a GPU": "2 min",
 }
 
 
@@ -96,7 +96,7 @@ def _costs(config: Config) -> dict[str, str]:
         "01": about(archives / _DOWNLOAD / 3600),
         "02": about(images / _CLEAN / 3600),
         "04 on a GPU (T4)": about(training_hours(config, int(train), gpu=True)),
-        "04 without": about(training_hours(config, int(train), gpu=False)),
+        "04 without a GPU": about(training_hours(config, int(train), gpu=False)),
     }
 
 
