@@ -61,7 +61,7 @@ def read_own(folder: Path) -> pd.DataFrame:
     )
     table["reject"] = np.select(
         [
-            paths.str.startswith(("..", "/")),
+            paths.str.startswith(("../", "/")),
             [path not in images and not _is_file(folder / path) for path in paths],
             paths.duplicated(),
             ~age.between(MIN_AGE, MAX_AGE),
@@ -70,9 +70,13 @@ def read_own(folder: Path) -> pd.DataFrame:
         ["outside", "missing", "duplicate", "age", "gender"],
         "",
     )
-    named = set(paths)
-    left = [image for path, image in images.items() if path not in named]
-    rest = pd.DataFrame({"path": left, "person": left, "reject": "unlabelled"})
+    return _with_unlabelled(table, [images[path] for path in images.keys() - set(paths)])
+
+
+def _with_unlabelled(table: pd.DataFrame, images: list[str]) -> pd.DataFrame:
+    """Adds a row for each image that the labels do not name."""
+    images = sorted(images)
+    rest = pd.DataFrame({"path": images, "person": images, "reject": "unlabelled"})
     rest = rest.reindex(columns=table.columns).astype(table.dtypes)
     return pd.concat([table, rest], ignore_index=True)
 
