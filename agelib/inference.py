@@ -1,6 +1,5 @@
 """Running a model on faces: each is seen twice, as it is and as its mirror image."""
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,9 @@ from agelib.faces import resize
 from agelib.shards import FaceSet
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
-    from agelib.backend import keras
+    from agelib.backend import keras, tf
+
+Graph = Callable[[np.ndarray], dict[str, Any]]  # from crops to tensors by output
 
 _AT_A_TIME = 128  # faces, each seen twice: what large networks hold of more fills a GPU
 
@@ -43,45 +44,64 @@ def estimate_views(
     Returns:
         The model's outputs by name, each of shape (2, n, ...).
     """
-    size = model.input_shape[1:3]
+    size, graph = model.input_shape[1:3], inference_graph(model)
     steps = -(-len(faces) // batch_size)
     batches = tqdm(faces.batches(batch_size), f"evaluate {faces.split}", steps, unit=" batches")
-    views = [_views(model, np.stack([resize(image, size) for image in batch])) for batch in batches]
+    views = [_views(graph, np.stack([resize(image, size) for image in batch])) for batch in batches]
     return {name: np.concatenate([view[name] for view in views], axis=1) for name in views[0]}
 
 
-def probabilities(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what a model says of face crops: the mean over each crop and its mirror image.
+def inference_graph(model: "keras.Model") -> Graph:
+    """Returns a model as it is now, ready to run on any number of faces.
+
+    Its weights are constants of the graph, so that TensorFlow folds each BatchNorm into the
+    convolution before it: 0.6 of the time for a face, 0.8 for many. The graph does not know what
+    the model learns later.
 
     Args:
         model: From `agelib.model`.
+
+    Returns:
+        A function of RGB uint8 of shape (n, size, size, 3), traced at its first call only.
+    """
+    from agelib.backend import tf
+
+    weights = [
+        [variable.numpy() for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+        autograph=False,
+    )
+    def graph(crops: "tf.Tensor") -> dict[str, "tf.Tensor"]:
+        outputs, _ = model.stateless_call(*weights, tf.cast(crops, tf.float32), training=False)
+        return outputs
+
+    return graph
+
+
+def probabilities(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what a model says of face crops: the mean over each crop and its mirror image.
+
+    Args:
+        graph: From `inference_graph`.
         crops: RGB uint8 of shape (n, size, size, 3), of the model's size.
 
     Returns:
         `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
     """
-    return _mean_of_views(_views(model, crops))
+    return _mean_of_views(_views(graph, crops))
 
 
-def _views(model: "keras.Model", crops: np.ndarray) -> dict[str, np.ndarray]:
+def _views(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
     for start in range(0, len(crops), _AT_A_TIME):
         part = crops[start : start + _AT_A_TIME]
-        outputs = _graph(model)(np.concatenate([part, part[:, :, ::-1]]))
+        outputs = graph(np.concatenate([part, part[:, :, ::-1]]))
         parts.append({name: np.split(each.numpy(), 2) for name, each in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-
-@functools.lru_cache(maxsize=2)
-def _graph(model: "keras.Model") -> Callable[[np.ndarray], dict[str, Any]]:
-    """Returns the model traced once, for any number of faces; Keras' predict traces it again."""
-    from agelib.backend import tf
-
-    return tf.function(
-        lambda images: model(tf.cast(images, tf.float32), training=False),
-        input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
-        autograph=False,
-    )
 
 
 def _mean_of_views(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

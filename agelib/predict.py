@@ -11,7 +11,7 @@ from PIL import Image
 from agelib.calibration import age_interval
 from agelib.detector import FaceDetector
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, resize
-from agelib.inference import probabilities
+from agelib.inference import inference_graph, probabilities
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.metrics import mean_age
 from agelib.model import PRETRAINED, load_model
@@ -89,6 +89,7 @@ class Estimator:
         self.path = Path(model_path)
         self.model, note = load_model(model_path)
         self.crop = note["crop"]
+        self._graph = inference_graph(self.model)
         self._detector = FaceDetector()
 
     def predict(self, photo: str | Path | bytes | np.ndarray | Image.Image) -> list[Estimate]:
@@ -149,7 +150,7 @@ class Estimator:
         ]
         if not crops:
             return [[] for _ in images]
-        outputs = probabilities(self.model, np.stack(crops))
+        outputs = probabilities(self._graph, np.stack(crops))
         judged = iter(_estimates([face for found in faces for face in found], outputs))
         return [[next(judged) for _ in found] for found in faces]
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from agelib.backend import keras
-from agelib.inference import estimate, probabilities
+from agelib.inference import estimate, inference_graph, probabilities
+from agelib.model import scale_logits
 from agelib.shards import FaceSet
 
 
@@ -16,7 +17,8 @@ def model(tiny_networks):
 def test_estimates_do_not_depend_on_the_batch(sample_faces, model, batch_size):
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
     outputs = estimate(model, faces, batch_size)
-    expected = probabilities(model, np.stack([faces.image(i) for i in range(len(faces))]))
+    graph = inference_graph(model)
+    expected = probabilities(graph, np.stack([faces.image(i) for i in range(len(faces))]))
     for name in ("age", "age_branch", "gender"):
         np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
 
@@ -24,9 +26,18 @@ def test_estimates_do_not_depend_on_the_batch(sample_faces, model, batch_size):
 def test_a_face_and_its_mirror_image_are_one_face(sample_faces, model):
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
     crops = np.stack([faces.image(i) for i in range(8)])
-    found, mirrored = probabilities(model, crops), probabilities(model, crops[:, :, ::-1])
+    graph = inference_graph(model)
+    found, mirrored = probabilities(graph, crops), probabilities(graph, crops[:, :, ::-1])
     plain, other = model.predict_on_batch(crops), model.predict_on_batch(crops[:, :, ::-1])
     for name in ("age", "age_branch", "gender"):
         np.testing.assert_allclose(found[name], mirrored[name], atol=1e-6)
         np.testing.assert_allclose(found[name], (plain[name] + other[name]) / 2, atol=1e-6)
         assert np.abs(plain[name] - other[name]).max() > 1e-6
+
+
+def test_a_model_that_has_learned_on_is_judged_as_it_is_now(sample_faces, model):
+    faces = FaceSet([sample_faces.faces / "utkface"], "test")
+    before = estimate(model, faces)["gender"]
+    scale_logits(model, "gender", 1e6)
+    assert np.abs(before - 0.5).max() > 1e-3
+    np.testing.assert_allclose(estimate(model, faces)["gender"], 0.5, atol=1e-5)

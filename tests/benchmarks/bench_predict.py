@@ -7,7 +7,8 @@ loop, the mtcnn package on the whole photo and then `model.predict` on one crop 
 with the same model, and (b) the networks of deepface's age and gender analysis, two VGG-16 on 224
 pixels for each face, with random weights, as theirs are not at hand; the faces are found for (b)
 free of charge. Prints medians, faces a second and ratios, what a photo takes against detection
-alone, and the time until a new Estimator answers for the first time.
+alone, the time until a new Estimator answers for the first time, and what the network takes against
+the same network compiled as usual, with its weights as variables.
 """
 
 import argparse
@@ -22,8 +23,9 @@ from skimage import data
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib.backend import keras
+from agelib.backend import keras, tf
 from agelib.faces import Face, crop_face, resize
+from agelib.inference import inference_graph
 from agelib.predict import PHOTO_CANVAS, Estimator
 
 _VGG_SIZE = 224
@@ -69,6 +71,22 @@ def seconds(calls: dict[str, Callable[[], int]], repeats: int) -> dict[str, floa
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
+def compare_graphs(model: keras.Model, repeats: int) -> None:
+    usual = tf.function(lambda crops: model(tf.cast(crops, tf.float32), training=False))
+    ours = inference_graph(model)
+    for count in (1, 10, 128):
+        crops = tf.constant(np.stack([resize(photos()[1], model.input_shape[1:3])] * 2 * count))
+        calls = {
+            "usual": lambda crops=crops: len(usual(crops)["age"].numpy()),
+            "ours": lambda crops=crops: len(ours(crops)["age"].numpy()),
+        }
+        taken = seconds(calls, repeats)
+        print(
+            f"  {count:3} face(s) and mirror images: {taken['ours'] * 1000:.1f} ms, "
+            f"{taken['ours'] / taken['usual']:.2f} of the {taken['usual'] * 1000:.1f} ms as usual"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
@@ -110,6 +128,9 @@ def main() -> None:
         for other in ("one by one", "deepface's networks"):
             print(f"  agelib is {rate['agelib'] / rate[other]:.1f} times as fast as {other}")
         print(f"  agelib takes {taken['agelib'] / taken['detection']:.2f} times detection alone")
+
+    print("\nthe network alone")
+    compare_graphs(estimator.model, 4 * repeats)
 
 
 if __name__ == "__main__":
