@@ -33,6 +33,11 @@ _MODEL_HELP = {
     "serve": "a model.keras; default as for predict",
 }
 
+# What these need of a run is where it lies; they take its other settings too, for scripts that give
+# each command the same, but do not explain them.
+_PLACE = ("profile", "data", "run")
+_EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_source")}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 1."""
@@ -58,8 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _STEPS.items():
         command = commands.add_parser(name, help=text, description=text)
+        settings = command.add_argument_group("settings", "default: as the profile has them")
         for field in dataclasses.fields(Config):
-            _add_setting(command, field)
+            explained = field.name in _EXPLAINED.get(name, (field.name,))
+            _add_setting(
+                settings, field, field.metadata["help"] if explained else argparse.SUPPRESS
+            )
     _add_options(commands.choices)
     return parser
 
@@ -96,22 +105,22 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     commands["serve"].add_argument("--port", type=int, default=7860, help="default: 7860")
 
 
-def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+def _add_setting(settings: argparse._ArgumentGroup, field: dataclasses.Field, text: str) -> None:
     """Adds a field of Config as an option; None stands for the profile's value."""
-    name, text = field.name, field.metadata["help"]
+    name = field.name
     flag = f"--{name.replace('_', '-')}"
     if name == "profile":
-        command.add_argument(flag, choices=PROFILES, help=text)
+        settings.add_argument(flag, choices=PROFILES, help=text)
     elif name == "train_sources":
-        command.add_argument(flag, nargs="+", help=text)
+        settings.add_argument(flag, nargs="+", help=text)
     elif name in ("data", "own"):
-        command.add_argument(flag, type=Path, help=text)
+        settings.add_argument(flag, type=Path, help=text)
     elif isinstance(field.default, bool):
-        command.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        settings.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
         # Of `int | None`, int.
         kind = next(iter(typing.get_args(field.type)), field.type)
-        command.add_argument(flag, type=kind, help=text)
+        settings.add_argument(flag, type=kind, help=text)
 
 
 if __name__ == "__main__":

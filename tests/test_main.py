@@ -1,6 +1,6 @@
-import dataclasses
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
         arguments += [f"--{name.replace('_', '-')}", *values]
     assert main(arguments) == 0
     [config] = asked
-    assert set(VALUES) == {field.name for field in dataclasses.fields(Config)}
+    assert set(VALUES) == {field.name for field in fields(Config)}
     expected = {
         **VALUES,
         "train_sources": ("imdb", "utkface"),
@@ -140,12 +140,16 @@ def test_a_command_that_cannot_be_understood_is_explained(asked, capsys, argumen
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_setting(capsys, command):
+def test_help_explains_every_setting_that_matters(capsys, command):
     assert refused([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for field in dataclasses.fields(Config):
-        assert f"--{field.name.replace('_', '-')}" in text
-        assert field.metadata["help"].split(";")[0] in text
+    settings = {field.name: field.metadata["help"].split(";")[0] for field in fields(Config)}
+    place = {"profile", "data", "run"}
+    few = {"predict": place, "serve": place, "export": place | {"test_source"}}
+    explained = few.get(command, set(settings))
+    for name, meaning in settings.items():
+        assert (f"--{name.replace('_', '-')} " in text) == (name in explained), name
+        assert (meaning in text) == (name in explained)
 
 
 def test_stopping_by_hand_is_one_line(monkeypatch, capsys):
