@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_pipeline.py [--faces 4000 32000] [--steps 40]
 
-Training steps a second on what the pipeline gives, against the same steps on one batch that is
-there already. Then, in fresh processes, the time to the first batch and the peak memory for few
-and for many faces: of the pipeline, and of all images decoded to float64 in memory, which is how
-the system that this project re-creates feeds its network. The faces are random pictures.
+In fresh processes, the time to the first batch and the peak memory for few and for many faces: of
+the pipeline, and of all images decoded to float64 in memory, which is how the system that this
+project re-creates feeds its network. Then training steps a second on what the pipeline gives,
+against the same steps on one batch that is there already. The faces are random pictures.
 """
 
 import argparse
@@ -120,15 +120,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         write_faces(Path(scratch))
-        keeping_up(Path(scratch), options.steps)
+        # First, as a process begins with the peak memory of the one that starts it.
         for count, way in itertools.product(options.faces, WAYS):
             command = [sys.executable, __file__, "--only", way, scratch, str(count)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = json.loads(out.splitlines()[-1])
             print(
                 f"{way:9} {count:6} faces: first batch after {found['seconds']:.2f} s, "
-                f"peak {found['peak']:.0f} MB"
+                f"peak {found['peak']:.0f} MB",
+                flush=True,
             )
+        keeping_up(Path(scratch), options.steps)
 
 
 if __name__ == "__main__":
