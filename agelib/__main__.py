@@ -33,8 +33,8 @@ _MODEL_HELP = {
     "serve": "a model.keras; default as for predict",
 }
 
-# What these need of a run is where it lies; they take its other settings too, for scripts that give
-# each command the same, but do not explain them.
+# What these need of a run is where it lies, and export its test faces. They take the other settings
+# too, for scripts that give each command the same, but do not explain them.
 _PLACE = ("profile", "data", "run")
 _EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_source")}
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _STEPS.items():
         command = commands.add_parser(name, help=text, description=text)
-        settings = command.add_argument_group("settings", "default: as the profile has them")
+        settings = command.add_argument_group("settings", _settings_of(name))
         for field in dataclasses.fields(Config):
             explained = field.name in _EXPLAINED.get(name, (field.name,))
             _add_setting(
@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
             )
     _add_options(commands.choices)
     return parser
+
+
+def _settings_of(command: str) -> str:
+    if command in _EXPLAINED:
+        return "of a run of yours; without any, the model that comes along answers"
+    return "default: as the profile has them"
 
 
 def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:

@@ -54,15 +54,15 @@ def estimate_views(
 def inference_graph(model: "keras.Model") -> Graph:
     """Returns a model as it is now, ready to run on any number of faces.
 
-    Its weights are constants of the graph, so that TensorFlow folds each BatchNorm into the
-    convolution before it: 0.6 of the time for a face, 0.8 for many. The graph does not know what
-    the model learns later.
+    Its weights are constants of the graph, so that TensorFlow folds BatchNorm into the convolutions
+    before it where it can, which `tests/benchmarks/bench_predict.py` measures. The graph does not
+    know what the model learns later.
 
     Args:
         model: From `agelib.model`.
 
     Returns:
-        A function of RGB uint8 of shape (n, size, size, 3), traced at its first call only.
+        A function of RGB uint8 of shape (n, size, size, 3) for any n, traced already.
     """
     from agelib.backend import tf
 
@@ -79,6 +79,7 @@ def inference_graph(model: "keras.Model") -> Graph:
         outputs, _ = model.stateless_call(*weights, tf.cast(crops, tf.float32), training=False)
         return outputs
 
+    graph.get_concrete_function()
     return graph
 
 

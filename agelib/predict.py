@@ -78,7 +78,7 @@ class Estimator:
 
     Attributes:
         path: The file.
-        model: The network.
+        model: The network, as it was read; `predict` does not see later changes to it.
         crop: Keyword arguments of `agelib.faces.crop_face`, as the model needs its faces.
 
     Raises:

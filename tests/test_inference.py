@@ -9,8 +9,16 @@ from agelib.shards import FaceSet
 
 @pytest.fixture
 def model(tiny_networks):
+    """One whose BatchNorm does something, as it does after training."""
     keras.utils.set_random_seed(3)
-    return tiny_networks("EfficientNetB0", 64)
+    model = tiny_networks("EfficientNetB0", 64)
+    random = np.random.default_rng(3)
+    for variable in model.variables:
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(random.uniform(0.7, 1.4, variable.shape))
+        elif variable.name in ("beta", "moving_mean"):
+            variable.assign(random.uniform(-0.3, 0.3, variable.shape))
+    return model
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 140, 1000])
@@ -33,6 +41,15 @@ def test_a_face_and_its_mirror_image_are_one_face(sample_faces, model):
         np.testing.assert_allclose(found[name], mirrored[name], atol=1e-6)
         np.testing.assert_allclose(found[name], (plain[name] + other[name]) / 2, atol=1e-6)
         assert np.abs(plain[name] - other[name]).max() > 1e-6
+
+
+def test_a_graph_stays_as_it_was_when_its_model_learns_on(sample_faces, model):
+    crops = np.stack([FaceSet([sample_faces.faces / "utkface"], "test").image(i) for i in range(8)])
+    graph = inference_graph(model)
+    before = probabilities(graph, crops)["gender"]
+    scale_logits(model, "gender", 1e6)
+    np.testing.assert_array_equal(probabilities(graph, crops)["gender"], before)
+    np.testing.assert_allclose(model.predict_on_batch(crops)["gender"], 0.5, atol=1e-5)
 
 
 def test_a_model_that_has_learned_on_is_judged_as_it_is_now(sample_faces, model):

@@ -61,11 +61,10 @@ def refused(arguments):
 # Settings
 
 
-@pytest.mark.parametrize(
-    "command", ["download", "clean", "upload", "train", "evaluate", "serve", "ship", "run"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_is_an_option_of_every_command(asked, command):
-    arguments = [command]
+    needed = {"predict": ["photo.jpg"], "export": ["--output", "out"]}
+    arguments = [command, *needed.get(command, [])]
     for name, value in VALUES.items():
         values = {str: [value], list: value, bool: []}[type(value)]
         arguments += [f"--{name.replace('_', '-')}", *values]

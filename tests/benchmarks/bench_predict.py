@@ -72,7 +72,10 @@ def seconds(calls: dict[str, Callable[[], int]], repeats: int) -> dict[str, floa
 
 
 def compare_graphs(model: keras.Model, repeats: int) -> None:
-    usual = tf.function(lambda crops: model(tf.cast(crops, tf.float32), training=False))
+    usual = tf.function(
+        lambda crops: model(tf.cast(crops, tf.float32), training=False),
+        input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+    )
     ours = inference_graph(model)
     for count in (1, 10, 128):
         crops = tf.constant(np.stack([resize(photos()[1], model.input_shape[1:3])] * 2 * count))
