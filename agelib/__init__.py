@@ -18,7 +18,7 @@ Importing the package loads no TensorFlow; the modules that need it do that them
 
 import os
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

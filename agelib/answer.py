@@ -71,7 +71,7 @@ def _table(estimates: list["Estimate"]) -> pd.DataFrame:
     rows = [
         {
             "face": number,
-            "age": f"{estimate.age:.1f}",
+            "age": str(estimate.age),
             "80 % between": "{}-{}".format(*estimate.interval),
             "age branch": f"{estimate.branch} ({estimate.branches.max():.0%})",
             "gender": f"{estimate.gender} ({estimate.genders.max():.0%})",

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
+from agelib.labels import MIN_AGE
+
 SHARE = 0.8  # of the faces whose age should lie in their interval
 _LEAST, _MOST = 0.5, 5.0
 _BINS = 15
@@ -66,6 +68,21 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     return float(np.average(gaps, weights=steps["faces"]))
 
 
+def median_age(ages: np.ndarray) -> np.ndarray:
+    """Returns the estimated age: the one that a face's is as likely below as above.
+
+    No other is off by fewer years on average, as far as the probabilities come true; the mean of
+    a distribution over 1 to 85 is drawn away from both ends.
+
+    Args:
+        ages: Probabilities of the years 1 to 85, shape (n, 85).
+
+    Returns:
+        Whole years, int of shape (n,).
+    """
+    return _quantile(ages, 0.5)
+
+
 def age_interval(ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ages between which a face's lies with a probability of 80 %.
 
@@ -76,8 +93,11 @@ def age_interval(ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         The youngest and the oldest age, whole years, each of shape (n,): as much probability is
         left out below as above.
     """
+    tail = (1 - SHARE) / 2
+    return _quantile(ages, tail), _quantile(ages, 1 - tail)
+
+
+def _quantile(ages: np.ndarray, share: float) -> np.ndarray:
     below = ages.cumsum(axis=1)
     # Sums of half floats end a little off 1.
-    below = below / below[:, -1:]
-    tail = (1 - SHARE) / 2
-    return (below >= tail).argmax(axis=1) + 1, (below >= 1 - tail).argmax(axis=1) + 1
+    return (below >= share * below[:, -1:]).argmax(axis=1) + MIN_AGE

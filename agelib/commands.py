@@ -169,7 +169,7 @@ def _print_faces(result: dict[str, Any]) -> None:
         share = face["gender_probabilities"][face["gender"]]
         low, high = face["age_interval"]
         print(
-            f"  {face['gender']} ({share:.0%}), {face['age']:.1f} years ({low}-{high}), branch "
+            f"  {face['gender']} ({share:.0%}), {face['age']} years ({low}-{high}), branch "
             f"{face['age_branch']}, at {face['box']}"
         )
     if "picture" in result:

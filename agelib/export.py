@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from agelib import AgelibError, first_line
 from agelib.backend import keras
+from agelib.calibration import median_age
 from agelib.config import Config
 from agelib.crops import crop_images
 from agelib.faces import Rejected, resize
 from agelib.files import atomic
 from agelib.formats import FORMATS, Format, Run, quietly
-from agelib.metrics import mean_age
 from agelib.model import load_model
 from agelib.photos import find_photos, is_video
 from agelib.sample import N_UTKFACE, SEED, utkface_files
@@ -180,7 +180,7 @@ def _row(
         "largest_difference": max(
             float(np.abs(found[head] - values).max()) for head, values in expected.items()
         ),
-        "years": float(np.abs(mean_age(found["age"]) - mean_age(expected["age"])).mean()),
+        "years": float(np.abs(median_age(found["age"]) - median_age(expected["age"])).mean()),
         "same_branch": same["age_branch"],
         "same_gender": same["gender"],
         "milliseconds": _latency(run, images[:1].astype(np.float32)),

@@ -6,23 +6,10 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from agelib.bootstrap import score_intervals
-from agelib.calibration import age_interval, calibration_error
-from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
+from agelib.calibration import age_interval, calibration_error, median_age
+from agelib.labels import BRANCH_NAMES, GENDERS
 
 YEARS_WITHIN = (1, 3, 5, 10)
-_AGES = np.arange(MIN_AGE, MAX_AGE + 1)
-
-
-def mean_age(age: np.ndarray) -> np.ndarray:
-    """Returns the estimated age: the mean of the distribution over 1 to 85.
-
-    Args:
-        age: Probabilities of shape (n, 85).
-
-    Returns:
-        Years, float of shape (n,).
-    """
-    return age @ _AGES
 
 
 def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -54,7 +41,7 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _age_scores(true: np.ndarray, ages: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the figures of each face whose means are scores."""
-    years_off = np.abs(mean_age(ages) - true)
+    years_off = np.abs(median_age(ages) - true)
     low, high = age_interval(ages)
     return {
         "age_mae": years_off,

@@ -118,7 +118,7 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     """Shows how probable each year is for each face, over the age branches."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     axis = figure.subplots()
-    labels = [f"face {i}: {each.age:.0f} years" for i, each in enumerate(estimates, 1)]
+    labels = [f"face {i}: {each.age} years" for i, each in enumerate(estimates, 1)]
     _draw_ages(axis, [each.ages for each in estimates], [each.age for each in estimates], labels)
     if estimates:
         axis.legend(frameon=False)
@@ -143,19 +143,19 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     for axis in (photo, face):
         axis.axis("off")
     _draw_ages(ages, [estimate.ages], [estimate.age], [""])
-    says = f"{estimate.gender} {estimate.genders.max():.0%}, {estimate.age:.0f} years"
+    says = f"{estimate.gender} {estimate.genders.max():.0%}, {estimate.age} years"
     interval = f"({estimate.interval[0]}-{estimate.interval[1]})"
     ages.set_title(f"3. EfficientNet says: {says} {interval}", fontsize=10, pad=18)
     return figure
 
 
 def _draw_ages(
-    axis: Axes, ages: Sequence[np.ndarray], means: Sequence[float], labels: Sequence[str]
+    axis: Axes, ages: Sequence[np.ndarray], medians: Sequence[int], labels: Sequence[str]
 ) -> None:
     """Draws how probable each year is, one line a face, over the age branches."""
-    for probabilities, mean, label in zip(ages, means, labels, strict=True):
+    for probabilities, median, label in zip(ages, medians, labels, strict=True):
         line = axis.plot(np.arange(MIN_AGE, MAX_AGE + 1), probabilities, label=label)[0]
-        axis.axvline(mean, color=line.get_color(), linewidth=0.8, linestyle=":")
+        axis.axvline(median, color=line.get_color(), linewidth=0.8, linestyle=":")
     for i, ((low, high), name) in enumerate(zip(AGE_BRANCHES, BRANCH_NAMES, strict=True)):
         axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
         place = {"ha": "center", "transform": axis.get_xaxis_transform()}
@@ -202,7 +202,7 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
             axis,
             *estimate.face.box[:2],
             (f"{number}: " if len(estimates) > 1 else "")
-            + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age:.0f} years "
+            + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age} years "
             f"({estimate.interval[0]}-{estimate.interval[1]})",
         )
     return figure

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from agelib.calibration import age_interval
+from agelib.calibration import age_interval, median_age
 from agelib.detector import FaceDetector
 from agelib.faces import PORTRAIT_CANVAS, Face, crop_face, resize
 from agelib.inference import inference_graph, probabilities
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.metrics import mean_age
 from agelib.model import PRETRAINED, load_model
 from agelib.photos import Photo, read_photo
 
@@ -30,16 +29,15 @@ class Estimate:
 
     Attributes:
         face: Where it is.
-        age: Years, the mean of `ages`.
-        interval: The youngest and oldest whole years of the middle 80 % of `ages`; a mean may lie
-            outside, where a little of it is far off.
+        age: Whole years, the median of `ages`: as likely too low as too high.
+        interval: The youngest and oldest whole years of the middle 80 % of `ages`.
         ages: Probabilities of the years 1 to 85, float of shape (85,).
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
     """
 
     face: Face
-    age: float
+    age: int
     interval: tuple[int, int]
     ages: np.ndarray
     branches: np.ndarray
@@ -60,7 +58,7 @@ class Estimate:
         return {
             "box": [round(value, 1) for value in self.face.box],
             "confidence": round(self.face.confidence, 4),
-            "age": round(self.age, 1),
+            "age": self.age,
             "age_interval": list(self.interval),
             "age_branch": self.branch,
             "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
@@ -156,7 +154,7 @@ class Estimator:
 
 
 def _estimates(faces: Sequence[Face], outputs: dict[str, np.ndarray]) -> list[Estimate]:
-    years, ages = mean_age(outputs["age"]), outputs["age"]
+    years, ages = median_age(outputs["age"]), outputs["age"]
     ends = np.stack(age_interval(ages), axis=1).tolist()
     columns = faces, years.tolist(), map(tuple, ends), ages, outputs["age_branch"]
     return [Estimate(*row) for row in zip(*columns, outputs["gender"], strict=True)]

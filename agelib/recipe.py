@@ -7,7 +7,7 @@ import numpy as np
 from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
 from agelib.inference import estimate_views
-from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
+from agelib.labels import AGE_BRANCHES, GENDERS, MIN_AGE
 from agelib.model import scale_logits
 from agelib.shards import FaceSet
 
@@ -97,7 +97,7 @@ def calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
 
 @keras.saving.register_keras_serializable("agelib")
 class YearsOff(keras.metrics.MeanMetricWrapper):
-    """Mean absolute difference, in years, between the means of two age distributions."""
+    """Mean absolute difference, in years, between the likeliest age and the estimated median."""
 
     def __init__(self, name: str = "mae", dtype: str | None = None):
         super().__init__(_years_off, name=name, dtype=dtype)
@@ -108,6 +108,6 @@ class YearsOff(keras.metrics.MeanMetricWrapper):
 
 
 def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
-    years = tf.range(MIN_AGE, MAX_AGE + 1, dtype=tf.float32)
-    difference = tf.cast(true, tf.float32) - tf.cast(predicted, tf.float32)
-    return tf.abs(tf.reduce_sum(difference * years, axis=-1))
+    below = tf.cumsum(tf.cast(predicted, tf.float32), axis=-1)
+    median = tf.reduce_sum(tf.cast(below < 0.5, tf.float32), axis=-1)
+    return tf.abs(tf.cast(tf.argmax(true, axis=-1), tf.float32) - median)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from agelib.breakdown import worst_groups
-from agelib.calibration import age_interval
+from agelib.calibration import age_interval, median_age
 from agelib.labels import BRANCH_NAMES, GENDERS, RACES
-from agelib.metrics import YEARS_WITHIN, mean_age
+from agelib.metrics import YEARS_WITHIN
 
 _FACE_COLUMNS = (
     *("face", "left", "top", "right", "bottom", "confidence", "age", "age_low", "age_high"),
@@ -142,7 +142,7 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
             "age_branch": np.take(BRANCH_NAMES, faces.age_branch),
             "gender": np.take(GENDERS, faces.gender),
             "race": np.take((*RACES, ""), faces.race),
-            "said_age": mean_age(outputs["age"]).round(2),
+            "said_age": median_age(outputs["age"]),
             "age_low": low,
             "age_high": high,
             "said_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),
@@ -166,7 +166,7 @@ def predictions_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
         faces = [_face_row(number, face) for number, face in enumerate(result["faces"], 1)]
         rows += [photo | face for face in faces or [{"note": photo["note"] or "no face"}]]
     table = pd.DataFrame(rows, columns=["photo", *_FACE_COLUMNS, "note"])
-    return table.astype(dict.fromkeys(("face", "age_low", "age_high"), "Int64"))
+    return table.astype(dict.fromkeys(("face", "age", "age_low", "age_high"), "Int64"))
 
 
 def _face_row(number: int, face: dict[str, Any]) -> dict[str, Any]:

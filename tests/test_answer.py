@@ -22,7 +22,7 @@ def test_a_portrait_is_answered_with_what_predict_says(estimator, photos):
     assert table.to_numpy().tolist() == [
         [
             1,
-            f"{estimate.age:.1f}",
+            str(estimate.age),
             f"{estimate.interval[0]}-{estimate.interval[1]}",
             f"{estimate.branch} ({estimate.branches.max():.0%})",
             f"{estimate.gender} ({estimate.genders.max():.0%})",
@@ -38,7 +38,7 @@ def test_faces_are_numbered_from_left_to_right(estimator, photos):
     left, right = estimator.predict(photos / "pair.png")
     assert left.face.box[0] < right.face.box[0]
     assert table["face"].tolist() == [1, 2]
-    assert table["age"].tolist() == [f"{left.age:.1f}", f"{right.age:.1f}"]
+    assert table["age"].tolist() == [str(left.age), str(right.age)]
     assert sentence == "2 faces found, numbered left to right."
 
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from agelib.calibration import age_interval, calibration_error, fit_temperature, reliability
+from agelib.calibration import (
+    age_interval,
+    calibration_error,
+    fit_temperature,
+    median_age,
+    reliability,
+)
 
 
 def softmax(logits):
@@ -61,6 +67,28 @@ def test_the_interval_leaves_out_as_much_below_as_above():
     low, high = age_interval(ages)
     assert low.tolist() == [10, 9, 40]
     assert high.tolist() == [10, 77, 40]
+
+
+def test_the_age_is_the_median_of_the_distribution():
+    ages = np.zeros((4, 85))
+    ages[0, 0] = ages[1, 84] = 1
+    ages[2, [19, 29]] = 0.25, 0.75
+    ages[3, [1, 2, 79]] = 0.3, 0.3, 0.4  # whose mean is 33.5, between what nobody claims
+    assert median_age(ages).tolist() == [1, 85, 30, 3]
+
+
+def test_no_other_age_is_off_by_less_than_the_median(rng):
+    ages = rng.dirichlet(np.full(85, 0.2), 20)
+    years = np.arange(1, 86)
+    off = np.abs(years[:, None] - years) @ ages.T  # of each answer, on each face
+    chosen = off[median_age(ages) - 1, np.arange(20)]
+    np.testing.assert_allclose(chosen, off.min(axis=0))
+
+
+def test_the_median_lies_in_the_interval(rng):
+    ages = rng.dirichlet(np.full(85, 0.02), 200)
+    low, high = age_interval(ages)
+    assert ((low <= median_age(ages)) & (median_age(ages) <= high)).all()
 
 
 def test_sums_that_miss_one_still_end_within_the_ages():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import sure, truth
 
-from agelib.metrics import mean_age, metrics
+from agelib.metrics import metrics
 
 
 def test_metrics_of_a_case_counted_by_hand():
@@ -62,13 +62,6 @@ def test_a_single_face_of_one_class_has_metrics():
 def test_metrics_are_json():
     scores = metrics(truth([5, 30], [0, 0]), sure([5, 60], [1, 0]))
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
-
-
-def test_the_age_is_the_mean_of_the_distribution():
-    ages = np.zeros((3, 85))
-    ages[0, 0] = ages[1, 84] = 1
-    ages[2, [19, 29]] = 0.25, 0.75
-    assert mean_age(ages).tolist() == [1, 85, pytest.approx(27.5)]
 
 
 def test_cumulative_scores_count_ages_at_most_so_far_off():

@@ -21,7 +21,7 @@ def estimate_at(left, top, side=80, age=33):
     ages[age - 1] = 1
     return Estimate(
         face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
-        age=float(age),
+        age=age,
         interval=(age, age),
         ages=ages,
         branches=np.eye(5)[age_branch(age)],

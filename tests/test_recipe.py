@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from agelib.backend import keras
+from agelib.pipeline import age_distributions
 from agelib.recipe import YearsOff, face_weights, learning_rates
 
 # Whom it sees how often
@@ -59,15 +60,21 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
     assert rates[-1] == pytest.approx(0, abs=1e-7)
 
 
-def test_years_off_is_the_mean_distance_of_the_means():
+def test_years_off_is_the_mean_distance_of_the_median():
     one_hot = np.eye(85, dtype=np.float32)
     metric = YearsOff()
     metric.update_state(one_hot[[29, 9]], one_hot[[36, 4]])
     assert float(metric.result()) == pytest.approx((7 + 5) / 2)
-    flat = np.zeros((1, 85), np.float32)
-    flat[0, [19, 39]] = 0.5  # its mean is 30
-    metric.update_state(one_hot[[29]], flat)
+    torn = np.zeros((1, 85), np.float32)
+    torn[0, [19, 29, 79]] = 0.3, 0.3, 0.4  # its median is 30, its mean 47
+    metric.update_state(one_hot[[29]], torn)
     assert float(metric.result()) == pytest.approx((7 + 5 + 0) / 3)
+
+
+def test_years_off_knows_the_age_at_both_ends():
+    metric = YearsOff()
+    metric.update_state(age_distributions()[[0, 84]], np.eye(85, dtype=np.float32)[[0, 84]])
+    assert float(metric.result()) == 0
 
 
 def test_years_off_is_restored_from_a_checkpoint():

@@ -113,7 +113,7 @@ def test_estimates_are_listed_face_by_face():
         "age_branch": "24-39",
         "gender": "Female",
         "race": "",
-        "said_age": 28.0,
+        "said_age": 28,
         "age_low": 28,
         "age_high": 28,
         "said_branch": "24-39",

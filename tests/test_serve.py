@@ -277,7 +277,7 @@ def test_a_photo_goes_in_and_the_numbers_come_out(visitor, shipped, album):
     assert sentence == "One face found."
     assert cells == [
         "1",
-        f"{estimate.age:.1f}",
+        str(estimate.age),
         f"{estimate.interval[0]}-{estimate.interval[1]}",
         f"{estimate.branch} ({estimate.branches.max():.0%})",
         f"{estimate.gender} ({estimate.genders.max():.0%})",
