@@ -31,6 +31,23 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def even_share(count: int) -> int:
+    """Returns how many of so many faces the devices of the strategy in scope can share evenly.
+
+    Keras stops at a first batch of which they do not all get as many.
+
+    Raises:
+        AgelibError: If there are more devices than faces.
+    """
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    if count < devices:
+        raise AgelibError(
+            f"{devices} devices cannot share {count} faces at a time: use a larger --batch-size, "
+            "more images, or one device alone (CUDA_VISIBLE_DEVICES=0 in the environment)."
+        )
+    return count - count % devices
+
+
 def has_gpu() -> bool:
     """Tells whether there is a GPU, or a TPU that can be used, to train on."""
     return _has_tpu() or bool(tf.config.list_physical_devices("GPU"))

@@ -5,7 +5,7 @@ anywhere, without this package.
 """
 
 import json
-import tempfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from agelib import AgelibError, first_line
 from agelib.augment import build_augmentation
 from agelib.backbone import DROP_CONNECT_RATE, DROPOUT, build_backbone
 from agelib.backend import keras
-from agelib.files import atomic
+from agelib.files import atomic, remove_partials
 from agelib.hardware import computing_in
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
@@ -25,6 +25,11 @@ PRETRAINED = Path(__file__).parent / "pretrained" / "model.keras"
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _NOTE = "agelib.json"
+# What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
+# one does not know; UserWarning: see `load_model`.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
+)
 
 # Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
 # versions, Colab's 3.13 among them, read no file that names them.
@@ -141,20 +146,26 @@ def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
         path: A .keras file: a zip, to which the note is added as `agelib.json`.
         note: JSON content, such as the crop settings that prediction must use.
     """
-    # Keras insists on the ending .keras, which a partial file does not have.
-    with (
-        atomic(path) as partial,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,
-    ):
-        whole = Path(scratch) / path.name
-        model.save(whole)
-        with zipfile.ZipFile(whole) as source, zipfile.ZipFile(partial, "w") as target:
-            for name in source.namelist():
-                content = source.read(name)
-                if name == "config.json":
-                    content = json.dumps(_without_later_settings(json.loads(content)))
-                target.writestr(name, content)
-            target.writestr(_NOTE, json.dumps(note, indent=1))
+    remove_partials(path)
+    # Keras insists on the ending .keras, which a partial file does not have. Always the same name,
+    # so that whatever a killed process left there goes away.
+    whole = path.with_name(f".whole.{path.name}")
+    with atomic(path) as partial:
+        try:
+            model.save(whole)
+            _add_note(whole, partial, note)
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _add_note(whole: Path, noted: Path, note: dict[str, Any]) -> None:
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(noted, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                content = json.dumps(_without_later_settings(json.loads(content)))
+            target.writestr(name, content)
+        target.writestr(_NOTE, json.dumps(note, indent=1))
 
 
 def _without_later_settings(config: Any) -> Any:
@@ -183,9 +194,11 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             note = json.loads(archive.read(_NOTE))
-        return keras.models.load_model(path), note
-    # TypeError: a later Keras wrote settings that this one does not know.
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError) as error:
+        with warnings.catch_warnings():
+            # Without the optimizer's state, training would go on as if it had just begun.
+            warnings.filterwarnings("error", "Skipping variable loading")
+            return keras.models.load_model(path), note
+    except _UNREADABLE as error:
         raise AgelibError(
             f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
             f"({first_line(error)}): name a model.keras, or delete it and train again."

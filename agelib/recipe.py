@@ -51,7 +51,7 @@ def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.Learni
     """
     warm_up = max(1, round(_WARM_UP_SHARE * steps))
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=peak, warmup_steps=warm_up
+        peak / (warm_up + 1), max(1, steps - warm_up), warmup_target=peak, warmup_steps=warm_up
     )
 
 
@@ -64,8 +64,12 @@ def compile_model(model: keras.Model) -> None:
     Args:
         model: From `build_model`.
     """
+    optimizer = keras.optimizers.AdamW(weight_decay=_WEIGHT_DECAY)
+    # Left to Keras, a checkpoint would come back without it, and lose all the optimizer's state.
+    if model.get_layer("age_logits").compute_dtype == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        keras.optimizers.AdamW(weight_decay=_WEIGHT_DECAY),
+        optimizer,
         loss={
             "age": "categorical_crossentropy",
             "age_branch": "sparse_categorical_crossentropy",

@@ -21,7 +21,7 @@ from agelib.callbacks import (
 )
 from agelib.config import Config
 from agelib.files import read_json, write_json
-from agelib.hardware import computing_in, precision, strategy
+from agelib.hardware import computing_in, even_share, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import (
     build_model,
@@ -112,10 +112,10 @@ def _fit(
 ) -> None:
     """Runs the epochs of a phase that are not done."""
     size = config.image_size
-    batch_size = min(config.batch_size, len(faces["train"]))
+    batch_size = even_share(min(config.batch_size, len(faces["train"])))
     steps = len(faces["train"]) // batch_size
     weights = face_weights(faces["train"].age_branch, faces["train"].gender)
-    validation = ordered_batches(faces["val"], batch_size, size)
+    validation = ordered_batches(faces["val"], even_share(min(batch_size, len(faces["val"]))), size)
     _make_variables(model, validation)
     try:
         model.fit(
@@ -147,7 +147,9 @@ def _make_variables(model: keras.Model, batches: tf.data.Dataset) -> None:
 
     Left to the first training step, they cost it a second tracing of its graph, half its time.
     """
-    model.optimizer.build(model.trainable_variables)
+    # Built again, the state of a checkpoint's would be lost.
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     images, targets = next(iter(batches.unbatch().batch(1)))
     outputs = model(images, training=False)
     model.compute_loss(images, targets, outputs)

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from agelib import AgelibError
 from agelib.backend import keras, tf
-from agelib.hardware import computing_in, describe_devices, precision, strategy
+from agelib.hardware import computing_in, describe_devices, even_share, precision, strategy
 
 
 @pytest.fixture
@@ -79,6 +81,14 @@ def test_the_devices_are_named(gpus, monkeypatch):
     assert "a TPU (v5e-1) that TensorFlow does not see" in describe_devices()
     monkeypatch.setenv("TPU_NAME", "local")
     assert describe_devices() == "TPU; in mixed_bfloat16"
+
+
+def test_each_device_gets_as_many_faces(monkeypatch):
+    three = SimpleNamespace(num_replicas_in_sync=3)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: three)
+    assert [even_share(count) for count in (3, 32, 33)] == [3, 30, 33]
+    with pytest.raises(AgelibError, match="3 devices cannot share 2 faces at a time"):
+        even_share(2)
 
 
 def test_the_precision_is_for_what_is_built_inside():

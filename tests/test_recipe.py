@@ -54,7 +54,8 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
     rates = np.array([float(rate(step)) for step in range(201)])
     assert rates.max() == pytest.approx(0.004)
     assert rates.argmax() == 20
-    assert rates[10] == pytest.approx(0.002)
+    assert rates[0] == pytest.approx(0.004 / 21)
+    assert rates[10] == pytest.approx(0.004 * 11 / 21)
     assert (np.diff(rates[:21]) > 0).all()
     assert (np.diff(rates[20:]) < 0).all()
     assert rates[-1] == pytest.approx(0, abs=1e-7)

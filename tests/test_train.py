@@ -22,7 +22,7 @@ from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
 from agelib.callbacks import checkpoint_path
 from agelib.inference import estimate_views
-from agelib.model import load_model
+from agelib.model import load_model, save_model
 from agelib.recipe import learning_rates
 from agelib.shards import FaceSet, fingerprint
 
@@ -200,6 +200,14 @@ def test_a_batch_larger_than_the_set_is_cut_to_it(config):
     assert int(model.optimizer.iterations) == 1
 
 
+def test_a_single_step_learns_something(config, tiny_networks):
+    keras.utils.set_random_seed(config.seed)
+    start = tiny_networks("EfficientNetB0", 64).get_layer("age_logits").get_weights()
+    train.train(dataclasses.replace(config, batch_size=1000, epochs=1), on_epoch=silent)
+    model, _ = load_model(checkpoint_path(config.run_folder))
+    assert not np.array_equal(model.get_layer("age_logits").get_weights()[0], start[0])
+
+
 def test_images_are_seen_at_another_size_if_asked_for(config):
     train.train(dataclasses.replace(config, image_size=32, epochs=1), on_epoch=silent)
     model, _ = load_model(config.run_folder / "model.keras")
@@ -249,7 +257,11 @@ def test_batch_norm_keeps_what_it_knows_once_the_backbone_learns(heads_first, ti
         np.testing.assert_array_equal(one, other)
 
 
-def test_stopped_in_and_after_the_first_phase_it_ends_as_if_uninterrupted(heads_first):
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_stopped_in_and_after_the_first_phase_it_ends_as_if_uninterrupted(
+    heads_first, monkeypatch, precision
+):
+    monkeypatch.setattr(train, "precision", lambda: precision)
     train.train(heads_first, on_epoch=silent)
     expected = result_of(heads_first)
     shutil.rmtree(heads_first.run_folder)
@@ -316,6 +328,17 @@ def test_a_real_network_goes_through_both_phases_and_loads_without_agelib(sample
 # Hardware
 
 
+def test_a_checkpoint_whose_optimizer_does_not_fit_is_refused(config):
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, on_epoch=on_call(1, silent))
+    checkpoint, note = load_model(checkpoint_path(config.run_folder))
+    checkpoint.compile(keras.optimizers.SGD(momentum=0.9))
+    checkpoint.optimizer.build(checkpoint.trainable_variables[1:])
+    save_model(checkpoint, checkpoint_path(config.run_folder), note)
+    with pytest.raises(AgelibError, match=r"last\.keras .*delete it and train again"):
+        train.train(config, on_epoch=silent)
+
+
 def test_half_floats_stay_in_training(config, monkeypatch):
     monkeypatch.setattr(train, "precision", lambda: "mixed_float16")
     history = train.train(config, on_epoch=silent)
@@ -344,7 +367,7 @@ from agelib.config import Config
 train.build_model = build_tiny_model
 train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = Config.from_profile("sample", data=Path(sys.argv[1]), epochs=3, run="tiny",
-    batch_size=32, learning_rate=0.002)
+    batch_size=33, learning_rate=0.002)
 def stop(history):
     if len(history) == 2:
         raise KeyboardInterrupt
@@ -456,6 +479,8 @@ def test_killed_without_warning_it_ends_as_if_uninterrupted(config, uninterrupte
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     train.train(config, on_epoch=silent)
     assert_same_result(config, uninterrupted)
+    checkpoint = checkpoint_path(config.run_folder)
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
