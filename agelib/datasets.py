@@ -5,7 +5,7 @@ A new data set is a function that returns such a table, a line in `READERS`, and
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from agelib import AgelibError
 from agelib.archives import ARCHIVES
 from agelib.config import Config
 from agelib.drive_errors import on_google
-from agelib.labels import read_imdb_wiki, read_utkface, split_by_person
+from agelib.labels import read_imdb_wiki, read_utkface, split_by_hash, split_by_person
 from agelib.own import LABELS, read_own
+from agelib.shards import FaceSet, read_manifest
 
 # Each takes the folder that `images_folder` names, and returns one row for each image: `path`,
 # `age`, `gender`, `person`, `race` and `reject`.
@@ -57,16 +58,45 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
         AgelibError: If the images or their metadata are not there.
     """
     table = READERS[name](images_folder(name, config))
+    val_fraction, test_fraction = _held_out(name, config)
+    split = split_by_person(table["person"], val_fraction, test_fraction)
+    if name == "own" and name in config.train_sources:
+        _need_all_splits(table, split, ["train", "val", *(["test"] if test_fraction else [])])
+    return table.assign(split=split)
+
+
+def check_splits(names: Iterable[str], config: Config) -> None:
+    """Makes sure that face sets were split as the settings ask: the hash of each person tells.
+
+    Args:
+        names: Of the face sets.
+        config: As for `read_table`.
+
+    Raises:
+        AgelibError: If one was split otherwise.
+    """
+    for name in names:
+        folder = config.faces / name
+        for split, count in read_manifest(folder)["splits"].items():
+            if not count:
+                continue
+            people = FaceSet([folder], split).person
+            if (split_by_hash(people, *_held_out(name, config)) != split).any():
+                raise AgelibError(
+                    f"{folder} was split into train, val and test by other settings: give the "
+                    "--train-sources, --test-source and --val-fraction that it was cleaned with, "
+                    "or delete it and clean again."
+                )
+
+
+def _held_out(name: str, config: Config) -> tuple[float, float]:
+    """Returns the shares of a data set's people that are for validation and for testing."""
     if name not in config.train_sources:
-        return table.assign(split="test")
+        return 0.0, 1.0
     test_trained = config.test_source in config.train_sources
     # WIKI and IMDB show the same people.
     shared = name == config.test_source or {name, config.test_source} == {"wiki", "imdb"}
-    test_fraction = config.val_fraction if test_trained and shared else 0
-    split = split_by_person(table["person"], config.val_fraction, test_fraction)
-    if name == "own":
-        _need_all_splits(table, split, ["train", "val", *(["test"] if test_fraction else [])])
-    return table.assign(split=split)
+    return config.val_fraction, config.val_fraction if test_trained and shared else 0.0
 
 
 def _need_all_splits(table: pd.DataFrame, split: np.ndarray, wanted: list[str]) -> None:

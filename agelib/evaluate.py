@@ -10,12 +10,13 @@ import numpy as np
 from agelib import AgelibError, __version__
 from agelib.breakdown import breakdown
 from agelib.config import Config
+from agelib.datasets import check_splits
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
 from agelib.inference import estimate
 from agelib.labels import read_utkface
 from agelib.metrics import metrics
 from agelib.report import estimates_table
-from agelib.shards import MANIFEST, FaceSet, read_manifest
+from agelib.shards import MANIFEST, FaceSet, fingerprint, read_manifest
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -82,8 +83,11 @@ def estimate_splits(
         For each split its name, faces, and what `estimate` returns.
 
     Raises:
-        AgelibError: If there are no faces, or they were cropped otherwise than the model's.
+        AgelibError: If there are no faces, or not those that the model was trained on, or they were
+            cropped otherwise than the model's.
     """
+    _check_trained_on(config)
+    check_splits(config.sources, config)
     for name in config.sources:
         if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
             raise AgelibError(
@@ -94,6 +98,20 @@ def estimate_splits(
     for split, names in (("train", train), ("val", train), ("test", test)):
         faces = FaceSet([config.faces / name for name in names], split)
         yield split, faces, estimate(model, faces)
+
+
+def _check_trained_on(config: Config) -> None:
+    """Makes sure that nobody whom the model learned from is now among those held out."""
+    noted = config.run_folder / "config.json"
+    if not noted.exists():  # a model from elsewhere
+        return
+    here = {name: fingerprint(config.faces / name) for name in config.train_sources}
+    if read_json(noted)["faces"] != here:
+        raise AgelibError(
+            f"Run {config.run} was trained on other faces than {' and '.join(here)} in "
+            f"{config.faces}: give the --train-sources of its train command, or train anew under "
+            "another --run name."
+        )
 
 
 def scores(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -90,7 +90,15 @@ def split_by_person(
     Returns:
         An array of the splits' names, shape (n,).
     """
-    shares = np.array([person_hash(person) / 2**64 for person in persons])
+    hashes = np.array([person_hash(person) for person in persons], np.uint64)
+    return split_by_hash(hashes, val_fraction, test_fraction)
+
+
+def split_by_hash(
+    hashes: np.ndarray, val_fraction: float, test_fraction: float = 0.0
+) -> np.ndarray:
+    """Does what `split_by_person` does with what `person_hash` returns, uint64 of shape (n,)."""
+    shares = hashes / 2.0**64
     held_out = np.where(shares < val_fraction, "val", "test")
     return np.where(shares < val_fraction + test_fraction, held_out, "train")
 

@@ -20,6 +20,7 @@ from agelib.callbacks import (
     write_history,
 )
 from agelib.config import Config
+from agelib.datasets import check_splits
 from agelib.files import read_json, write_json
 from agelib.hardware import computing_in, even_share, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
@@ -190,6 +191,7 @@ def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None
 
 def _open_faces(config: Config, split: str) -> FaceSet:
     """Opens a split and makes sure that its crops fit and that there is something to tell apart."""
+    check_splits(config.train_sources, config)
     folders = [config.faces / name for name in config.train_sources]
     for folder in folders:
         if (crop := read_manifest(folder)["crop"]) != config.crop:

@@ -5,7 +5,7 @@ import pytest
 
 from agelib import AgelibError
 from agelib.config import SOURCES, Config
-from agelib.datasets import READERS, images_folder, read_table
+from agelib.datasets import READERS, check_splits, images_folder, read_table
 
 
 def test_every_source_has_a_reader():
@@ -32,6 +32,25 @@ def test_a_person_of_two_sets_is_tested_or_trained_on_in_both(sample_config, mon
     wiki, imdb = (read_table(name, config)["split"] for name in config.sources)
     assert set(wiki) == {"train", "val", "test"}
     assert (wiki == imdb).all()
+
+
+def test_faces_are_split_as_they_were_cleaned_for(sample_faces):
+    check_splits(sample_faces.sources, sample_faces)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"val_fraction": 0.4}, "wiki"),
+        ({"val_fraction": 0.1}, "wiki"),
+        ({"test_source": "wiki"}, "wiki"),
+        ({"train_sources": ("wiki", "utkface")}, "utkface"),
+    ],
+)
+def test_faces_split_by_other_settings_are_refused(sample_faces, change, name):
+    config = dataclasses.replace(sample_faces, **change)
+    with pytest.raises(AgelibError, match=rf"{name} was split into .* by other settings"):
+        check_splits([name], config)
 
 
 def test_own_data_need_a_folder(tmp_path):

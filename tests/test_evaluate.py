@@ -14,9 +14,10 @@ from agelib.backend import keras
 from agelib.clean import clean_table
 from agelib.datasets import read_table
 from agelib.evaluate import evaluate_folder, evaluate_run
+from agelib.files import write_json
 from agelib.model import save_model
 from agelib.sample import N_UTKFACE
-from agelib.shards import FaceSet, read_manifest
+from agelib.shards import FaceSet, fingerprint, read_manifest
 
 REQUIRED = {
     "n",
@@ -108,7 +109,7 @@ def test_a_lost_list_of_estimates_is_made_again(run):
 
 def test_data_sets_in_other_roles_are_evaluated_anew(run):
     assert evaluate_run(run)["n"] == N_UTKFACE
-    with pytest.raises(AgelibError, match="holds no train faces"):
+    with pytest.raises(AgelibError, match="split into train, val and test by other settings"):
         evaluate_run(dataclasses.replace(run, train_sources=("utkface",), test_source="wiki"))
 
 
@@ -141,6 +142,17 @@ def test_other_faces_are_evaluated_anew(run, sample_config):
     images = sample_config.raw / "UTKFace"
     manifest = clean_table(table, images, run.faces / "utkface", "utkface", run)
     assert evaluate_run(run)["n"] == manifest["counts"]["kept"] < N_UTKFACE
+
+
+def test_faces_that_the_model_was_not_trained_on_are_refused(run, sample_config):
+    faces = {"wiki": fingerprint(run.faces / "wiki")}
+    write_json(run.run_folder / "config.json", {"faces": faces})
+    assert evaluate_run(run)["n"] == N_UTKFACE
+    shutil.rmtree(run.faces / "wiki")
+    table = read_table("wiki", sample_config).iloc[:50]
+    clean_table(table, sample_config.raw / "wiki_crop", run.faces / "wiki", "wiki", run)
+    with pytest.raises(AgelibError, match=r"Run tiny was trained on other faces than wiki"):
+        evaluate_run(run)
 
 
 def test_a_missing_model_is_asked_for(own_faces):

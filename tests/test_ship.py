@@ -97,6 +97,15 @@ def test_a_run_without_its_faces_leaves_what_was_shipped(trained_alone, shipped_
         ship(trained_alone, shipped_before)
 
 
+def test_a_run_is_not_shipped_with_scores_on_other_faces(trained_alone, shipped_before):
+    path = trained_alone.faces / "wiki" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"]["val-00000"], manifest["splits"]["val"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AgelibError, match="trained on other faces than wiki"):
+        ship(trained_alone, shipped_before)
+
+
 def test_faces_of_another_crop_are_refused(trained_alone, shipped_before):
     path = trained_alone.faces / "utkface" / "manifest.json"
     manifest = json.loads(path.read_text())
