@@ -77,6 +77,8 @@ def build_backbone(
             )
     # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
     except Exception as error:
+        if weights is None:
+            raise
         raise AgelibError(
             f"{weights} weights for {name} cannot be had ({first_line(error)}): check the network "
             "and run this again, name a downloaded .h5 file as --weights, or use --weights none."

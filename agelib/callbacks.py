@@ -72,7 +72,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Opens the bar where training begins or goes on."""
-        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        device = tf.config.list_logical_devices()[-1].device_type  # what is quicker comes later
         self._bar = tqdm(
             total=self._epochs * self._steps,
             initial=self._done * self._steps,

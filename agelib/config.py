@@ -146,6 +146,7 @@ class Config:
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate > 0, "learning_rate", "above 0"),
             (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
+            (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
             (
                 Path(self.run).name == self.run not in ("", ".."),

@@ -14,39 +14,36 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 
 Graph = Callable[[np.ndarray], dict[str, Any]]  # from crops to tensors by output
 
-_AT_A_TIME = 128  # faces, each seen twice: what large networks hold of more fills a GPU
+# Faces, each seen twice: what large networks hold of more fills a GPU.
+_AT_A_TIME, _AT_SIZE = 128, 160
 
 
-def estimate(model: "keras.Model", faces: FaceSet, batch_size: int = 256) -> dict[str, np.ndarray]:
+def estimate(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
     """Runs a model on all faces of a set.
 
     Args:
         model: From `agelib.model`.
         faces: Crops; they are resized to what the model sees.
-        batch_size: Faces at a time.
 
     Returns:
         What `probabilities` returns.
     """
-    return _mean_of_views(estimate_views(model, faces, batch_size))
+    return _mean_of_views(estimate_views(model, faces))
 
 
-def estimate_views(
-    model: "keras.Model", faces: FaceSet, batch_size: int = 256
-) -> dict[str, np.ndarray]:
+def estimate_views(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
     """Runs a model on all faces of a set and on their mirror images.
 
     Args:
         model: As for `estimate`.
         faces: As for `estimate`.
-        batch_size: As for `estimate`.
 
     Returns:
         The model's outputs by name, each of shape (2, n, ...).
     """
     size, graph = model.input_shape[1:3], inference_graph(model)
-    steps = -(-len(faces) // batch_size)
-    batches = tqdm(faces.batches(batch_size), f"evaluate {faces.split}", steps, unit=" batches")
+    steps = -(-len(faces) // _AT_A_TIME)
+    batches = tqdm(faces.batches(_AT_A_TIME), f"evaluate {faces.split}", steps, unit=" batches")
     views = [_views(graph, np.stack([resize(image, size) for image in batch])) for batch in batches]
     return {name: np.concatenate([view[name] for view in views], axis=1) for name in views[0]}
 
@@ -98,8 +95,10 @@ def probabilities(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
 
 def _views(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
-    for start in range(0, len(crops), _AT_A_TIME):
-        part = crops[start : start + _AT_A_TIME]
+    larger = crops[0, ..., 0].size / _AT_SIZE**2
+    at_a_time = max(1, min(_AT_A_TIME, int(_AT_A_TIME / larger)))
+    for start in range(0, len(crops), at_a_time):
+        part = crops[start : start + at_a_time]
         outputs = graph(np.concatenate([part, part[:, :, ::-1]]))
         parts.append({name: np.split(each.numpy(), 2) for name, each in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}

@@ -139,6 +139,12 @@ def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
     assert len(message) < 500
 
 
+def test_trouble_without_weights_is_not_blamed_on_them(monkeypatch):
+    monkeypatch.setattr(keras.models, "clone_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_backbone("EfficientNetB0", 32)
+
+
 def test_a_misspelt_kind_of_weights_is_one_sentence():
     with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 cannot be had"):
         build_model("EfficientNetB0", 32, "imagnet")

@@ -121,6 +121,8 @@ def test_every_backbone_is_accepted():
         ("margin", -0.1),
         ("margin", 2.1),
         ("margin", float("nan")),
+        ("seed", -1),
+        ("seed", 2**32),
         ("val_fraction", 0.0),
         ("val_fraction", 1.0),
         ("epochs", 0),

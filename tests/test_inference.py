@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from agelib.backend import keras
+from agelib import inference
+from agelib.backend import keras, tf
 from agelib.inference import estimate, inference_graph, probabilities
 from agelib.model import scale_logits
 from agelib.shards import FaceSet
@@ -21,14 +22,31 @@ def model(tiny_networks):
     return model
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 140, 1000])
-def test_estimates_do_not_depend_on_the_batch(sample_faces, model, batch_size):
+@pytest.mark.parametrize("at_a_time", [1, 7, 140, 1000])
+def test_estimates_do_not_depend_on_the_batch(sample_faces, model, at_a_time, monkeypatch):
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
-    outputs = estimate(model, faces, batch_size)
     graph = inference_graph(model)
+    monkeypatch.setattr(inference, "_AT_A_TIME", at_a_time)
+    outputs = estimate(model, faces)
+    monkeypatch.undo()
     expected = probabilities(graph, np.stack([faces.image(i) for i in range(len(faces))]))
     for name in ("age", "age_branch", "gender"):
         np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+
+
+def test_large_faces_run_fewer_at_a_time():
+    seen = []
+
+    def graph(crops):
+        seen.append(len(crops))
+        return {"gender": tf.fill((len(crops), 2), 0.5)}
+
+    small, large = (np.zeros((200, side, side, 3), np.uint8) for side in (64, 480))
+    assert probabilities(graph, small)["gender"].shape == (200, 2)
+    assert seen == [2 * 128, 2 * 72]
+    seen.clear()
+    assert probabilities(graph, large[:30])["gender"].shape == (30, 2)
+    assert seen == [2 * 14, 2 * 14, 2 * 2]
 
 
 def test_a_face_and_its_mirror_image_are_one_face(sample_faces, model):
