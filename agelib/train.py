@@ -1,6 +1,7 @@
 """Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,28 +25,16 @@ from agelib.datasets import check_splits
 from agelib.files import read_json, write_json
 from agelib.hardware import computing_in, even_share, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model import (
-    build_model,
-    freeze_backbone,
-    load_model,
-    save_model,
-    unfreeze_backbone,
-)
+from agelib.model import build_model, freeze_backbone, load_model, save_model, unfreeze_backbone
 from agelib.pipeline import ordered_batches, train_batches
-from agelib.recipe import (
-    HEADS_RATE,
-    calibrate,
-    compile_model,
-    face_weights,
-    learning_rates,
-)
+from agelib.recipe import HEADS_RATE, calibrate, compile_model, face_weights, learning_rates
 from agelib.shards import FaceSet, fingerprint, read_manifest
 
 
 def train(
     config: Config, remote: Path | None = None, on_epoch: Callable[[pd.DataFrame], None] = print
 ) -> pd.DataFrame:
-    """Trains a model, or goes on where a run that was cut off stopped.
+    """Trains a model, or goes on where a run that was cut off stopped, in the precision it had.
 
     Args:
         config: All settings; the run's folder is `config.run_folder`.
@@ -222,6 +211,7 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict]]:
     if checkpoint.exists():
         model, note = load_model(checkpoint)
         return model, note["history"]
+    shutil.rmtree(config.logs, ignore_errors=True)  # of a run of this name that was deleted
     with computing_in(precision()):
         model = build_model(
             config.backbone,

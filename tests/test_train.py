@@ -483,6 +483,19 @@ def test_killed_without_warning_it_ends_as_if_uninterrupted(config, uninterrupte
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
+def test_a_run_of_a_deleted_one_s_name_draws_curves_of_its_own(config):
+    old = config.logs / "train" / "events.of.before"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, on_epoch=on_call(1, silent))
+    assert not old.exists()
+    begun = set(config.logs.rglob("events*"))
+    train.train(config, on_epoch=silent)
+    assert begun
+    assert begun < set(config.logs.rglob("events*"))
+
+
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")}
     monkeypatch.setattr(train, "build_model", refuse)
