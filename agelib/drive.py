@@ -95,14 +95,13 @@ def pull(remote: Path, local: Path) -> list[str]:
             sums = {(remote, local): beside[remote.name]}
         if not sums:
             raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
-        sizes = {source: _size(source) for source, _ in sums}
-        for source, size in sizes.items():
-            if size is None:
-                raise AgelibError(f"{source} is missing on Drive: push it again.")
         stale = [
             pair for pair, d in sums.items() if not pair[1].exists() or sha256(pair[1]) not in d
         ]
-        to_go = [sizes[source] for source, _ in stale]
+        to_go = [_size(source) for source, _ in stale]
+        if None in to_go:
+            source = stale[to_go.index(None)][0]
+            raise AgelibError(f"{source} is missing on Drive: push it again.")
         with explained(failed, remote, local.parent, to_go=sum(to_go)):
             _need_space(local.parent, sum(to_go))
         for i, pair in enumerate(_bar(stale, f"pull {remote.name}")):
@@ -110,19 +109,20 @@ def pull(remote: Path, local: Path) -> list[str]:
     return [t.relative_to(local).as_posix() if t != local else local.name for _, t in stale]
 
 
-def remove(remote: Path, folder: str) -> None:
-    """Removes a folder inside a pushed folder, and what `SHA256SUMS` says of it.
+def remove(remote: Path, folder: str = "") -> None:
+    """Removes a pushed folder, or one inside it, and what `SHA256SUMS` says of it.
 
     Raises:
         AgelibError: If Drive cannot be used.
     """
     check_mounted(remote)
-    shutil.rmtree(remote / folder, ignore_errors=True)
     with explained(f"{remote / folder} could not be removed", remote):
         sums = _read_sums(remote)
-        kept = {name: sums[name] for name in sums if not name.startswith(f"{folder}/")}
+        kept = {name: sums[name] for name in sums if folder and not name.startswith(f"{folder}/")}
+        # First: cut off after it, what lies there is not missed by anybody.
         if kept != sums:
             _write_sums(remote, kept)
+    shutil.rmtree(remote / folder, ignore_errors=True)
 
 
 def holds(remote: Path) -> bool:

@@ -18,9 +18,9 @@ def pull_set(name: str, config: Config) -> None:
         return
     here, there = faces / MANIFEST, remote / MANIFEST
     with drive.reading(remote):
-        fits = not faces.exists()
-        if there.exists():
-            fits = not here.exists() or here.read_bytes() == there.read_bytes()
+        # Without both, one set is unfinished; shards of other settings are refused later.
+        both = here.exists() and there.exists()
+        fits = here.read_bytes() == there.read_bytes() if both else not here.exists()
     if fits:
         drive.pull(remote, faces)
 

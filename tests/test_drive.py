@@ -582,6 +582,39 @@ def test_whenever_drive_fails_nothing_is_lost_and_running_again_completes(action
         assert contents(fresh) == contents(remote) == (OLDER if action == "pull" else NEWER)
 
 
+def test_whenever_drive_fails_what_was_to_be_removed_stands_in_nobody_s_way(faulty, tmp_path):
+    for _, (local, remote, fresh) in each_failure("remove", faulty, tmp_path, True, errno.EIO):
+        other = fresh.with_name("other")
+        drive.pull(remote, other)
+        kept = {name for name in OLDER if not name.startswith("parts")}
+        assert set(contents(other)) >= kept
+        ACTIONS["remove"](local, remote, fresh)
+        assert set(contents(remote)) == kept
+
+
+def test_a_removal_cut_off_at_any_moment_stands_in_nobody_s_way(tmp_path, monkeypatch):
+    local, remote = tmp_path / "local", tmp_path / "drive" / "set"
+    fill(local, OLDER)
+    drive.push(local, remote)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed before it
+    drive.remove(remote, "parts")
+    assert (remote / "parts").exists()
+    drive.pull(remote, tmp_path / "fresh")
+    assert set(contents(tmp_path / "fresh")) < set(OLDER)
+    drive.remove(remote)
+    assert not drive.holds(remote)
+
+
+def test_a_file_lost_on_drive_is_not_missed_where_it_is_here(tmp_path):
+    local, remote = tmp_path / "local", tmp_path / "drive" / "set"
+    fill(local, OLDER)
+    drive.push(local, remote)
+    (remote / "a.npy").unlink()
+    assert drive.pull(remote, local) == []
+    with pytest.raises(AgelibError, match=r"a\.npy is missing on Drive: push it again"):
+        drive.pull(remote, tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 def test_an_error_that_passes_is_not_mentioned(action, faulty, tmp_path):
     for said, (_, remote, fresh) in each_failure(action, faulty, tmp_path, False, errno.EIO):
