@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from agelib.config import Config
 from agelib.crops import crop_images
 from agelib.datasets import images_folder, read_table
 from agelib.faces import PORTRAIT_CANVAS, Rejected
-from agelib.files import atomic, need_space, read_json, write_json
+from agelib.files import atomic, need_space, read_json, sha256, write_json
 from agelib.labels import count_reasons, person_hash
 
 UNIT_ROWS = 2048
@@ -57,7 +58,7 @@ def is_of_now(name: str, config: Config) -> bool:
     folder = config.faces / name
     manifest = folder / shards.MANIFEST
     records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
-    head = _head(read_table(name, config), name, config)
+    head = _head(read_table(name, config), images_folder(name, config), name, config)
     return all(head.items() <= read_json(path).items() for path in records)
 
 
@@ -86,7 +87,7 @@ def clean_table(
         AgelibError: If the folder holds crops made with other settings or from other images.
     """
     units = _units(table)
-    head = _head(table, name, config)
+    head = _head(table, images, name, config)
     done = _finished(folder, head, config.drive / "faces" / name)
     todo = {stem: rows for stem, rows in units.items() if stem not in done}
     if not todo and (folder / shards.MANIFEST).exists():
@@ -122,10 +123,13 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
+def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[str, Any]:
     """Returns what a shard's content depends on; shards of another head are not ours."""
     labels = table[["path", "age", "gender", "person", "race", "split", "reject"]]
     labels = labels[labels["reject"] != "unlabelled"]
+    if name == "own":  # archives are verified whole, but anybody may mend a photo
+        usable = labels["reject"] == ""
+        labels = labels.assign(photo=labels["path"].where(usable).map(partial(_photo, images)))
     # As text, which is the same whatever pandas makes of missing numbers.
     text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
     return {
@@ -137,6 +141,14 @@ def _head(table: pd.DataFrame, name: str, config: Config) -> dict[str, Any]:
         "unit_rows": UNIT_ROWS,
         "table": hashlib.sha256(os.fsencode(text)).hexdigest(),
     }
+
+
+def _photo(images: Path, path: str) -> str:
+    """Returns a photo's SHA-256, or nothing of one that is of no use."""
+    try:
+        return "" if pd.isna(path) else sha256(images / path)
+    except OSError:  # which cleaning will say
+        return ""
 
 
 def _run(jobs: Iterable, workers: int) -> Iterator[tuple[str, dict]]:

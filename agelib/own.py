@@ -1,6 +1,7 @@
 """Your own photos as a data set: a folder of images and a CSV file that says who is on them."""
 
 import io
+import os
 import posixpath
 import shutil
 import unicodedata
@@ -13,6 +14,7 @@ import pandas as pd
 from agelib import AgelibError, first_line
 from agelib.drive_errors import explained, patient, reading
 from agelib.labels import MAX_AGE, MIN_AGE
+from agelib.photos import IMAGE_SUFFIXES
 
 LABELS = "labels.csv"
 _NEEDED = ("path", "age", "gender")
@@ -20,7 +22,6 @@ _GENDER_WORDS = {
     **dict.fromkeys(("0", "0.0", "m", "male", "man", "boy"), 0),
     **dict.fromkeys(("1", "1.0", "f", "female", "woman", "girl"), 1),
 }
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"}
 
 
 def read_own(folder: Path) -> pd.DataFrame:
@@ -93,16 +94,28 @@ def copy_own(source: Path, target: Path) -> None:
     """
     copy = patient(shutil.copy2)
     with explained(f"{source} could not be copied to {target}", source, target):
-        there = {path.relative_to(source): path for path in source.rglob("*") if path.is_file()}
+        there = {path.relative_to(source): path for path in _files_below(source)}
         for name, path in there.items():
             here, status = target / name, path.stat()
             same = here.exists() and here.stat().st_size == status.st_size
-            if not same or here.stat().st_mtime < status.st_mtime:
+            if not same or here.stat().st_mtime != status.st_mtime:
                 here.parent.mkdir(parents=True, exist_ok=True)
                 copy(path, here)
-        for path in target.rglob("*"):
-            if path.is_file() and path.relative_to(target) not in there:
+        for path in _files_below(target):
+            if path.relative_to(target) not in there:
                 path.unlink()
+
+
+@patient
+def _files_below(folder: Path) -> list[Path]:
+    """Returns all files at any depth; `rglob` would take a folder that fails for an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    paths = sorted(Path(place, name) for place, _, names in walk for name in names)
+    return [path for path in paths if path.is_file()]
 
 
 def _is_file(path: Path) -> bool:
@@ -122,8 +135,8 @@ def _images_in(folder: Path) -> dict[str, str]:
     with reading(folder):
         names = (
             path.relative_to(folder)
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in _IMAGES and path.is_file()
+            for path in _files_below(folder)
+            if path.suffix.lower() in IMAGE_SUFFIXES
         )
         paths = [p.as_posix() for p in names if not any(part[0] == "." for part in p.parts)]
     return {_composed(path): path for path in paths}

@@ -16,7 +16,7 @@ from PIL import Image
 from agelib import AgelibError
 from agelib.faces import Rejected, read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 PICTURE_SUFFIX = ".estimates.png"
 _LARGEST = 100_000_000  # bytes of a download
@@ -136,8 +136,10 @@ def _frames(path: Path) -> Iterator[Photo]:
     try:
         while video.grab():
             # By its own clock: the rate that a video names need not be its rate.
-            if video.get(cv2.CAP_PROP_POS_MSEC) < second * 1000:
+            position = video.get(cv2.CAP_PROP_POS_MSEC)
+            if position < second * 1000:
                 continue
+            second = int(position // 1000)  # which may leave out some
             read, frame = video.retrieve()
             if read:
                 yield Photo(f"{path} at {second} s", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))

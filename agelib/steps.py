@@ -72,6 +72,8 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     if name in ARCHIVES:
         _extract_again(name, config)
     else:
+        if config.own is not None:
+            _own_images(config)  # on Colab, photos that are new on Drive since the download step
         _forget_if_changed(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
@@ -81,7 +83,9 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 def _extract_again(name: str, config: Config) -> None:
     """Makes sure that an archive's images are here, from Drive if need be."""
     archive = kept.archive_on_drive(name, config)
-    if not (config.raw / ARCHIVES[name].folder).exists() and drive.holds(archive):
+    extracted = (config.raw / ARCHIVES[name].folder).exists()
+    # The last: somebody may have made room on Drive since.
+    if not extracted and drive.holds(archive) and archive.exists():
         drive.pull(archive, config.raw / archive.name)
     downloading.extract(name, config)
 
@@ -102,8 +106,8 @@ def _forget_if_changed(name: str, config: Config) -> None:
     if cleaning.is_of_now(name, config):
         return
     print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
-    for folder in (config.faces / name, config.drive / "faces" / name):
-        shutil.rmtree(folder, ignore_errors=True)
+    drive.remove(config.drive / "faces" / name)
+    shutil.rmtree(config.faces / name, ignore_errors=True)
 
 
 def verify(name: str, config: Config) -> list[str]:

@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 import unicodedata
 
@@ -147,6 +148,37 @@ def test_a_copy_follows_the_folder(folder, tmp_path_factory):
     assert found == {"a.jpg", "deep/c.jpeg"}
     assert (target / "deep" / "c.jpeg").read_bytes() == b"another"
     assert (target / "a.jpg").stat() == before
+
+
+def test_a_folder_that_drive_does_not_list_is_not_an_empty_one(folder, tmp_path, monkeypatch):
+    target, scandir = tmp_path / "own", os.scandir
+    copy_own(folder, target)
+    before = sorted(target.rglob("*"))
+
+    def failing(place):
+        if os.fspath(place).endswith("deep") and not os.fspath(place).startswith(str(target)):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(AgelibError, match=r"could not be copied to .* \(Input/output error\)"):
+        copy_own(folder, target)
+    with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
+        read(folder, HEADER + "a.jpg,34,m\n")
+    monkeypatch.undo()
+    assert sorted(target.rglob("*")) == before
+
+
+def test_an_older_photo_replaces_a_newer_one_as_well(folder, tmp_path):
+    target = tmp_path / "own"
+    copy_own(folder, target)
+    content = bytearray((folder / "a.jpg").read_bytes())
+    content[-1] ^= 1
+    (folder / "a.jpg").write_bytes(content)
+    os.utime(folder / "a.jpg", (0, 0))
+    copy_own(folder, target)
+    assert (target / "a.jpg").read_bytes() == content
 
 
 def test_a_copy_that_drive_breaks_off_is_one_sentence(folder, tmp_path, monkeypatch):

@@ -136,6 +136,38 @@ def test_a_video_is_read_frame_by_frame_each_second(video):
     assert [int(frame.image[24, 32].argmax()) for frame in frames] == [0, 1, 2]
 
 
+def test_a_gap_in_a_video_is_no_reason_to_take_every_frame(monkeypatch):
+    class Recording:
+        """A screen's: nothing is recorded while nothing moves."""
+
+        def __init__(self, _):
+            self._stamps = iter([0, 500, 1500, 30_000, 30_040, 30_080, 31_000])
+
+        def grab(self):
+            self._now = next(self._stamps, None)
+            return self._now is not None
+
+        def get(self, _):
+            return self._now
+
+        def retrieve(self):
+            return True, np.zeros((48, 64, 3), np.uint8)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr("cv2.VideoCapture", Recording)
+    names = [frame.name for frame in read_photos(["screen.mp4"])]
+    assert names == [f"screen.mp4 at {second} s" for second in (0, 1, 30, 31)]
+
+
+def test_photos_in_a_format_of_phones_are_named_and_not_passed_over(tmp_path):
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    [photo] = read_photos(find_photos([tmp_path]))
+    assert photo.image is None
+    assert "phone.HEIC cannot be read" in photo.error
+
+
 def test_a_broken_video_is_named(tmp_path):
     path = tmp_path / "broken.mp4"
     path.write_bytes(b"no video")

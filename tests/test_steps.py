@@ -5,10 +5,11 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import write_zip
 
-from agelib import AgelibError, datasets, drive, drive_errors, steps, train
+from agelib import AgelibError, datasets, drive, drive_errors, kept, steps, train
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib.callbacks import checkpoint_path
@@ -228,6 +229,25 @@ def test_faces_that_came_back_in_part_are_fetched_and_not_cleaned_again(cleaned,
     (cleaned.faces / "wiki" / "train-00000.images.npy").unlink()
     steps.clean("wiki", cleaned)
     assert listing(cleaned.faces / "wiki") == whole
+
+
+def test_an_unfinished_set_that_came_back_in_part_is_fetched_whole(cleaned):
+    remote = cleaned.drive / "faces" / "wiki"
+    folder = cleaned.faces / "wiki"
+    shards = sorted(folder.glob("*.npy"))
+    drive.push(folder, remote, only=shards)
+    shutil.rmtree(folder)
+    kept.pull_set("wiki", cleaned)
+    shards[0].unlink()
+    kept.pull_set("wiki", cleaned)
+    assert sorted(folder.glob("*.npy")) == shards
+
+
+def test_an_archive_lost_on_drive_is_not_missed_where_it_is_here(machine):
+    steps.download("utkface", machine)
+    shutil.rmtree(machine.raw / "UTKFace")
+    (machine.drive / "archives" / "UTKFace.tar.gz").unlink()
+    assert steps.clean("utkface", machine)["counts"]["kept"] > 100
 
 
 def test_an_archive_that_cannot_be_extracted_is_not_kept_on_drive(machine, monkeypatch):
@@ -462,3 +482,17 @@ def test_own_photos_are_cleaned_again_once_their_labels_change(tmp_path, capsys)
     assert second["counts"]["kept"] < first["counts"]["kept"]
     assert drive.holds(config.drive / "faces" / "own")
     assert read_manifest(config.drive / "faces" / "own") == second
+
+
+def test_own_photos_are_cleaned_again_once_one_is_replaced(tmp_path, capsys):
+    config = Config.from_profile(
+        "sample", **PROFILES["own"] | {"workers": 1}, data=tmp_path, run="own"
+    )
+    folder = steps.download("own", config)
+    first = steps.clean("own", config)
+    named = pd.read_csv(folder / "labels.csv")["path"]
+    one, other = (folder / name for name in named[:2])
+    one.write_bytes(other.read_bytes())
+    second = steps.clean("own", config)
+    assert "cleaned again" in capsys.readouterr().err
+    assert second["shards"] != first["shards"]
