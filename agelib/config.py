@@ -121,6 +121,11 @@ class Config:
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
             (train and train <= set(SOURCES), "train_sources", known),
             (self.test_source in SOURCES, "test_source", known),
+            (
+                self.test_source in {"utkface", "own", *train} or not train & {"wiki", "imdb"},
+                "test_source",
+                "trained on too, since WIKI and IMDB show the same people, or else another",
+            ),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (
                 self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in (".keras", ".h5"),

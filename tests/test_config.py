@@ -101,6 +101,13 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
     assert Config(batch_size=128, learning_rate=0.02).learning_rate == 0.02
 
 
+@pytest.mark.parametrize(("train", "test"), [("wiki", "imdb"), ("imdb", "wiki")])
+def test_nobody_is_trained_on_in_one_set_and_tested_in_another(train, test):
+    with pytest.raises(AgelibError, match="WIKI and IMDB show the same people"):
+        Config(train_sources=(train,), test_source=test)
+    assert Config(train_sources=(train, test), test_source=test).sources
+
+
 def test_every_backbone_is_accepted():
     assert [Config(backbone=name).backbone for name in BACKBONES] == [
         f"EfficientNetB{i}" for i in range(8)

@@ -18,7 +18,7 @@ ROOT = Path(agelib.__file__).parents[1]
 VALUES = {
     "profile": "imdb-wiki",
     "train_sources": ["imdb", "utkface"],
-    "test_source": "wiki",
+    "test_source": "imdb",
     "backbone": "EfficientNetB7",
     "weights": "some/file.h5",
     "crop_size": "72",
@@ -149,6 +149,15 @@ def test_help_explains_every_setting_that_matters(capsys, command):
     for name, meaning in settings.items():
         assert (f"--{name.replace('_', '-')} " in text) == (name in explained), name
         assert (meaning in text) == (name in explained)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["download", "--data", str(tmp_path / "file" / "data")]) == 1
+    said = one_line(capsys.readouterr().err)
+    assert said.startswith("agelib: ")
+    assert "file/data" in said
+    assert "Not a directory" in said
 
 
 def test_stopping_by_hand_is_one_line(monkeypatch, capsys):
