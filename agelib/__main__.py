@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import io
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from agelib import AgelibError
+from agelib import AgelibError, first_line
 from agelib.commands import COMMANDS
 from agelib.config import Config
 from agelib.profiles import PROFILES
@@ -41,6 +42,8 @@ _EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_sour
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     options = vars(_parser().parse_args(arguments))
     given = {name: value for name, value in options.items() if value is not None}
     settings = {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
@@ -49,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[options["command"]](config, options)
     except AgelibError as error:
         print(f"agelib: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename} cannot be used" if error.filename else "A file cannot be used"
+        print(
+            f"agelib: {where} ({error.strerror or first_line(error)}): make room or name another "
+            "folder, then run this again.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         goes_on = options["command"] not in ("predict", "export", "serve")

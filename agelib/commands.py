@@ -108,11 +108,8 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     from agelib.photos import find_photos, is_video, read_photos
     from agelib.predict import Estimator
 
-    if options["output"] and options["output"].is_file():
-        raise AgelibError(f"{options['output']} is a file: name a folder as --output.")
-    if (csv := options["csv"]) and (csv.is_dir() or not csv.absolute().parent.is_dir()):
-        raise AgelibError(f"{csv} cannot be written: name a file, in a folder that exists.")
     places = find_photos(options["photos"])
+    _prepare_places(options["output"], options["csv"])
     model = _model_path(config, options)
     judged = Estimator(model).predict_all(read_photos(places))
     results: list[dict[str, Any]] = []
@@ -126,16 +123,26 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         elif options["output"]:
             result["picture"] = str(_draw(photo, estimates, options["output"], taken))
         results.append(result)
+    if options["csv"]:
+        _write_table(results, options["csv"])
     if options["json"]:
         print(json.dumps(results, indent=1))
     else:
         print(f"model: {model}")
         for result in results:
             _print_faces(result)
-    if csv:
-        _write_table(results, csv)
     if all("error" in result for result in results):
         raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
+
+
+def _prepare_places(folder: Path | None, csv: Path | None) -> None:
+    """Makes sure that pictures and table can be written, before there are any."""
+    if folder and folder.is_file():
+        raise AgelibError(f"{folder} is a file: name a folder as --output.")
+    if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
+        raise AgelibError(f"{csv} cannot be written: name a file, in a folder that exists.")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_table(results: list[dict[str, Any]], path: Path) -> None:
@@ -154,7 +161,6 @@ def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[
     from agelib.photos import name_picture
     from agelib.plots import annotate
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name_picture(photo.name, taken)
     annotate(photo.image, estimates).savefig(path)
     return path
@@ -228,9 +234,12 @@ def _astronaut(config: Config) -> Path:
     from PIL import Image
     from skimage import data
 
+    from agelib.files import atomic
+
     path = config.run_folder / "figures" / "astronaut.png"
     if not path.exists():
-        Image.fromarray(data.astronaut()).save(path)
+        with atomic(path) as partial:
+            Image.fromarray(data.astronaut()).save(partial, "PNG")
     return path
 
 

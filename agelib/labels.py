@@ -6,6 +6,7 @@ branches are numbered 0 to 4. The parsers convert whatever their source stores.
 
 import datetime
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +78,7 @@ def age_at_photo(photo_year: np.ndarray, birth: np.ndarray) -> np.ndarray:
 
 def person_hash(person: str) -> int:
     """Returns a person's identity as a number from 0 to 2**64 - 1, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(person.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(os.fsencode(person)).digest()[:8], "big")
 
 
 def split_by_person(

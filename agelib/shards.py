@@ -99,22 +99,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def damaged_shards(folder: Path, *, hashes: bool = True) -> list[str]:
-    """Names the shards that are not what the manifest says, by size and by SHA-256.
-
-    Args:
-        folder: A face set.
-        hashes: Whether to read every file; sizes alone take no time.
-    """
+def damaged_shards(folder: Path) -> list[str]:
+    """Names the shards of a face set that are not what the manifest says, by size and SHA-256."""
     return [
         name
         for name, shard in read_manifest(folder)["shards"].items()
-        if not shard_is_whole(folder, shard, hashes=hashes)
+        if not shard_is_whole(folder, shard, hashes=True)
     ]
 
 
 def shard_is_whole(folder: Path, shard: dict, *, hashes: bool) -> bool:
-    """Tells whether a shard's files have the sizes, and if asked the hashes, noted for them."""
+    """Tells whether a shard's files have the sizes, and if asked the hashes, noted for them.
+
+    To read every file for its hash takes a while; sizes take none.
+    """
     for name, expected in shard["files"].items():
         path = Path(folder) / name
         if not path.exists() or path.stat().st_size != expected["size"]:

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from agelib import AgelibError, clean, crops, datasets, download
 from agelib.config import Config
 from agelib.faces import choose_face, crop_face, read_image
-from agelib.labels import read_imdb_wiki, read_utkface
+from agelib.labels import read_imdb_wiki, read_utkface, split_by_person
 from agelib.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
@@ -411,7 +411,8 @@ def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
         place = os.path.join(os.fsencode(images), name)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         shutil.copy(good, place)
-    table = read_utkface(images).assign(split="test")
+    table = read_utkface(images)
+    table["split"] = split_by_person(table["person"], 0, 1)
     folder = tmp_path / "faces"
     manifest = clean.clean_table(table, images, folder, "odd", config)
     assert manifest["counts"] == {"kept": 1, "name": 1}

@@ -237,6 +237,16 @@ def test_a_file_in_place_of_the_output_folder_is_named(options, album, capsys):
     assert "is a file: name a folder" in one_line(capsys.readouterr().err)
 
 
+def test_a_name_that_is_no_text_is_printed_all_the_same(options, album, capfd):
+    photo = os.fsdecode(os.path.join(os.fsencode(album), b"\xff.png"))
+    shutil.copy(album / "b-astronaut.png", photo)
+    csv = str(album / "faces.csv")
+    command = [sys.executable, "-m", "agelib", "predict", *options, photo, "--csv", csv]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert "\\udcff.png: 1 face(s)" in capfd.readouterr().out
+    assert os.path.exists(csv)
+
+
 def test_photos_of_the_same_name_get_pictures_of_their_own(options, album, tmp_path, capsys):
     again = album / "again"
     again.mkdir()
