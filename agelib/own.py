@@ -95,6 +95,7 @@ def copy_own(source: Path, target: Path) -> None:
     copy = patient(shutil.copy2)
     with explained(f"{source} could not be copied to {target}", source, target):
         there = {path.relative_to(source): path for path in _files_below(source)}
+        target.mkdir(parents=True, exist_ok=True)
         for name, path in there.items():
             here, status = target / name, path.stat()
             same = here.exists() and here.stat().st_size == status.st_size

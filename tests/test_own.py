@@ -170,6 +170,16 @@ def test_a_folder_that_drive_does_not_list_is_not_an_empty_one(folder, tmp_path,
     assert sorted(target.rglob("*")) == before
 
 
+def test_an_emptied_folder_has_an_empty_copy(folder, tmp_path):
+    target = tmp_path / "own"
+    for _ in range(2):
+        copy_own(folder, target)
+        shutil.rmtree(folder)
+        folder.mkdir()
+    assert list(target.rglob("*.*")) == []
+    copy_own(folder, tmp_path / "another")
+
+
 def test_an_older_photo_replaces_a_newer_one_as_well(folder, tmp_path):
     target = tmp_path / "own"
     copy_own(folder, target)
