@@ -24,6 +24,7 @@ from agelib import AgelibError, shards
 from agelib.config import Config
 from agelib.crops import crop_images
 from agelib.datasets import images_folder, read_table
+from agelib.drive_errors import patient, reading
 from agelib.faces import PORTRAIT_CANVAS, Rejected
 from agelib.files import atomic, need_space, read_json, sha256, write_json
 from agelib.labels import count_reasons, person_hash
@@ -129,7 +130,9 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
     labels = labels[labels["reject"] != "unlabelled"]
     if name == "own":  # archives are verified whole, but anybody may mend a photo
         usable = labels["reject"] == ""
-        labels = labels.assign(photo=labels["path"].where(usable).map(partial(_photo, images)))
+        with reading(images):  # what cannot be read just now has not changed
+            photos = labels["path"].where(usable).map(partial(_photo, images))
+        labels = labels.assign(photo=photos)
     # As text, which is the same whatever pandas makes of missing numbers.
     text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
     return {
@@ -146,8 +149,8 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
 def _photo(images: Path, path: str) -> str:
     """Returns a photo's SHA-256, or nothing of one that is of no use."""
     try:
-        return "" if pd.isna(path) else sha256(images / path)
-    except OSError:  # which cleaning will say
+        return "" if pd.isna(path) else patient(sha256)(images / path)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):  # which cleaning will say
         return ""
 
 

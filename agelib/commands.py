@@ -123,14 +123,14 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
         elif options["output"]:
             result["picture"] = str(_draw(photo, estimates, options["output"], taken))
         results.append(result)
-    if options["csv"]:
-        _write_table(results, options["csv"])
     if options["json"]:
         print(json.dumps(results, indent=1))
     else:
         print(f"model: {model}")
         for result in results:
             _print_faces(result)
+    if options["csv"]:
+        _write_table(results, options["csv"])
     if all("error" in result for result in results):
         raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
 

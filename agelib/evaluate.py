@@ -87,7 +87,7 @@ def estimate_splits(
             cropped otherwise than the model's.
     """
     _check_trained_on(config)
-    check_splits(config.sources, config)
+    check_splits(config.train_sources, config)
     for name in config.sources:
         if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
             raise AgelibError(

@@ -1,5 +1,6 @@
 """What a project keeps on Drive: where it lies there, and how it comes back to a fresh machine."""
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ from agelib import drive
 from agelib.archives import ARCHIVES
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
+from agelib.files import read_json
 from agelib.shards import MANIFEST
 
 
@@ -31,6 +33,15 @@ def pull_run(config: Config) -> None:
     with drive.reading(remote):
         if drive.holds(remote) and _progress(remote) > _progress(config.run_folder):
             drive.pull(remote, config.run_folder)
+
+
+def as_trained(run: str, config: Config) -> Config:
+    """Returns the settings with another run's name, and with what that was trained on."""
+    config = dataclasses.replace(config, run=run)
+    pull_run(config)
+    noted = config.run_folder / "config.json"
+    sources = read_json(noted)["train_sources"] if noted.exists() else config.train_sources
+    return dataclasses.replace(config, train_sources=tuple(sources))
 
 
 def _progress(folder: Path) -> tuple[bool, int]:

@@ -6,7 +6,6 @@ branches are numbered 0 to 4. The parsers convert whatever their source stores.
 
 import datetime
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +77,8 @@ def age_at_photo(photo_year: np.ndarray, birth: np.ndarray) -> np.ndarray:
 
 def person_hash(person: str) -> int:
     """Returns a person's identity as a number from 0 to 2**64 - 1, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(person)).digest()[:8], "big")
+    content = person.encode("utf-8", "surrogateescape")  # a file's name may be no text
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
 def split_by_person(

@@ -109,14 +109,19 @@ def copy_own(source: Path, target: Path) -> None:
 
 @patient
 def _files_below(folder: Path) -> list[Path]:
-    """Returns all files at any depth; `rglob` would take a folder that fails for an empty one."""
+    """Returns all files at any depth, but for hidden folders.
+
+    `rglob` would take a folder that cannot be read for an empty one.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    walk = os.walk(folder, onerror=refuse)
-    paths = sorted(Path(place, name) for place, _, names in walk for name in names)
-    return [path for path in paths if path.is_file()]
+    paths = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [Path(place, name) for name in names]
+    return [path for path in sorted(paths) if path.is_file()]
 
 
 def _is_file(path: Path) -> bool:

@@ -4,7 +4,6 @@ The notebooks and the command line call these; on a fresh Colab machine, where n
 notebook is left on the disk, they fetch it back.
 """
 
-import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -225,7 +224,7 @@ def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
     Returns:
         As `agelib.report.compare_table`.
     """
-    reports = {run: evaluate(dataclasses.replace(config, run=run)) for run in runs}
+    reports = {run: evaluate(kept.as_trained(run, config)) for run in runs}
     return compare_table(reports)
 
 

@@ -57,6 +57,8 @@ def train(
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
     note = _note(config, faces)
     with strategy().scope():
+        for found in faces.values():  # before the run is noted: they may need other settings
+            even_share(min(config.batch_size, len(found)))
         model, history = _begin(config)
         write_json(folder / "config.json", made_of)
         if history:

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from agelib import AgelibError, clean, crops, datasets, download
 from agelib.config import Config
 from agelib.faces import choose_face, crop_face, read_image
 from agelib.labels import read_imdb_wiki, read_utkface, split_by_person
+from agelib.sample import make_own
 from agelib.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
@@ -400,6 +402,23 @@ def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_p
     assert len(pd.read_csv(folder / "rejected.csv")) == 149
     with pytest.raises(AgelibError, match="holds no test faces"):
         FaceSet([folder], "test")
+
+
+def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, monkeypatch):
+    config = Config.from_profile("own", own=tmp_path / "own", data=tmp_path)
+    make_own(config.own)
+    table = datasets.read_table("own", config)
+    before = clean._head(table, config.own, "own", config)
+
+    def busy(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(clean, "sha256", busy)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
+        clean._head(table, config.own, "own", config)
+    monkeypatch.undo()
+    assert clean._head(table, config.own, "own", config) == before
 
 
 def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):

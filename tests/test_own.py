@@ -170,6 +170,20 @@ def test_a_folder_that_drive_does_not_list_is_not_an_empty_one(folder, tmp_path,
     assert sorted(target.rglob("*")) == before
 
 
+def test_a_hidden_folder_that_nobody_may_read_is_passed_over(folder, tmp_path, monkeypatch):
+    (folder / ".Trashes").mkdir()
+    scandir = os.scandir
+
+    def guarded(place):
+        if os.fspath(place).endswith(".Trashes"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    copy_own(folder, tmp_path / "own")
+    assert (tmp_path / "own" / "a.jpg").exists()
+
+
 def test_an_emptied_folder_has_an_empty_copy(folder, tmp_path):
     target = tmp_path / "own"
     for _ in range(2):

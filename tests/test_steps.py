@@ -200,6 +200,17 @@ def test_an_evaluation_comes_back_from_drive(next_machine, trained, no_work):
     assert steps.evaluate(next_machine) == expected
 
 
+def test_each_run_is_compared_as_it_was_trained(machine, monkeypatch):
+    for run, sources in (("one", ["wiki"]), ("other", ["wiki", "utkface"])):
+        folder = dataclasses.replace(machine, run=run).run_folder
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"train_sources": sources}))
+    monkeypatch.setattr(steps, "evaluate", lambda config: config.train_sources)
+    monkeypatch.setattr(steps, "compare_table", lambda reports: reports)
+    found = steps.compare(machine, ["one", "other"])
+    assert found == {"one": ("wiki",), "other": ("wiki", "utkface")}
+
+
 def test_runs_are_compared_whether_evaluated_or_not(next_machine, trained):
     other = dataclasses.replace(next_machine, run="other")
     other.run_folder.mkdir(parents=True)

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -326,6 +328,16 @@ def test_a_real_network_goes_through_both_phases_and_loads_without_agelib(sample
 
 
 # Hardware
+
+
+def test_faces_too_few_for_the_devices_leave_no_trace_of_a_run(config, monkeypatch):
+    many = SimpleNamespace(
+        num_replicas_in_sync=45, scope=nullcontext
+    )  # there are 44 for validation
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: many)
+    with pytest.raises(AgelibError, match="45 devices cannot share"):
+        train.train(dataclasses.replace(config, batch_size=64), on_epoch=silent)
+    assert not (config.run_folder / "config.json").exists()
 
 
 def test_a_checkpoint_whose_optimizer_does_not_fit_is_refused(config):
