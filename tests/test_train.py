@@ -24,6 +24,7 @@ from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
 from agelib.callbacks import checkpoint_path
 from agelib.inference import estimate_views
+from agelib.labels import split_by_person
 from agelib.model import load_model, save_model
 from agelib.recipe import learning_rates
 from agelib.shards import FaceSet, fingerprint
@@ -639,18 +640,23 @@ def test_faces_of_one_age_branch_cannot_be_told_apart(relabelled):
         train.train(config, on_epoch=silent)
 
 
+def in_splits(table, splits):
+    """Returns a table of people whose hashes put them into these splits."""
+    names = np.array([f"person {i}" for i in range(10 * len(table))])
+    found = split_by_person(names, 0.15)
+    people = {split: iter(names[found == split].tolist()) for split in splits}
+    return table.assign(person=[next(people[split]) for split in splits], split=splits)
+
+
 def test_a_set_without_val_faces_is_refused_before_training(relabelled, monkeypatch):
-    config = relabelled(lambda table: table.assign(split="train"))
+    config = relabelled(lambda table: in_splits(table, ["train"] * len(table)))
     monkeypatch.setattr(train, "build_model", refuse)
     with pytest.raises(AgelibError, match="holds no val faces"):
         train.train(config, on_epoch=silent)
 
 
 def test_a_single_val_face_of_one_gender_is_enough(relabelled):
-    def split(table):
-        return table.assign(split=["val"] + ["train"] * (len(table) - 1))
-
-    config = relabelled(split)
+    config = relabelled(lambda table: in_splits(table, ["val"] + ["train"] * (len(table) - 1)))
     assert len(FaceSet([config.faces / "wiki"], "val")) == 1
     assert len(train.train(config, on_epoch=silent)) == EPOCHS
 
