@@ -1,32 +1,12 @@
-"""EfficientNet B0 to B7 on the `efficientnet` package, and the weights it starts from."""
+"""EfficientNet and EfficientNet-Lite on the `efficientnet` package, and weights to start from."""
 
-import math
+from typing import Any
 
 from agelib import AgelibError, first_line
 from agelib.backend import keras
+from agelib.config import BACKBONES, Backbone
+from agelib.imagenet import LITE0_WEIGHTS, set_arrays
 
-# Tan & Le, "EfficientNet: Rethinking Model Scaling", ICML 2019.
-_DEPTH = {
-    "EfficientNetB0": 1.0,
-    "EfficientNetB1": 1.1,
-    "EfficientNetB2": 1.2,
-    "EfficientNetB3": 1.4,
-    "EfficientNetB4": 1.8,
-    "EfficientNetB5": 2.2,
-    "EfficientNetB6": 2.6,
-    "EfficientNetB7": 3.1,
-}
-DROPOUT = {
-    "EfficientNetB0": 0.2,
-    "EfficientNetB1": 0.2,
-    "EfficientNetB2": 0.3,
-    "EfficientNetB3": 0.3,
-    "EfficientNetB4": 0.4,
-    "EfficientNetB5": 0.4,
-    "EfficientNetB6": 0.5,
-    "EfficientNetB7": 0.5,
-}
-_B0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 DROP_CONNECT_RATE = 0.2
 # Keras' 0.99 needs hundreds of steps to forget its start; small data sets have fewer an epoch.
 _BATCH_NORM_MOMENTUM = 0.9
@@ -38,16 +18,16 @@ def build_backbone(
     weights: str | None = None,
     drop_connect_rate: float = DROP_CONNECT_RATE,
 ) -> keras.Model:
-    """Builds an EfficientNet without its top, on the `efficientnet` package.
+    """Builds a backbone: an EfficientNet without its classifier.
 
-    The package's own activation and dropout classes are exchanged for Keras' equal ones, and its
-    drop-connect rate, which it divides by B0's number of blocks whatever the depth, is set so
-    that it ends where the paper's does.
+    The `efficientnet` package's own activation and dropout classes are exchanged for Keras' equal
+    ones, and its drop-connect rate, which it divides by B0's number of blocks whatever the depth,
+    is set so that it ends where the paper's does.
 
     Args:
-        name: "EfficientNetB0" to "EfficientNetB7".
+        name: One of `agelib.config.BACKBONES`.
         image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student" or the path of an .h5 file.
+        weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
         drop_connect_rate: How often training leaves out the last block; rises evenly to this.
 
     Returns:
@@ -56,33 +36,85 @@ def build_backbone(
     Raises:
         AgelibError: If the weights cannot be had.
     """
-    # Imported here, after `backend` has loaded TensorFlow quietly.
-    import efficientnet.tfkeras as efficientnet
-
-    blocks = sum(math.ceil(_DEPTH[name] * repeats) for repeats in _B0_BLOCKS)
-    shape = (image_size, image_size, 3)
+    spec = BACKBONES[name]
+    if spec.lite and weights == "imagenet" and name == "EfficientNetLite0":
+        weights = str(LITE0_WEIGHTS)
+    build = _lite if spec.lite else _efficientnet
     try:
-        network = getattr(efficientnet, name)(
-            include_top=False,
-            weights=None if weights == "imagenet" else weights,
-            input_shape=shape,
-            drop_connect_rate=drop_connect_rate * sum(_B0_BLOCKS) / blocks,
-        )
-        backbone = keras.models.clone_model(network, clone_function=_plain)
-        backbone.set_weights(network.get_weights())
-        if weights == "imagenet":
-            applications = getattr(keras.applications, name)
-            carry_weights(
-                applications(include_top=False, weights="imagenet", input_shape=shape), backbone
-            )
+        if spec.lite and weights in ("imagenet", "noisy-student"):
+            raise ValueError("only those of EfficientNetLite0 for ImageNet come with agelib")
+        return build(name, spec, image_size, weights, drop_connect_rate)
     # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
     except Exception as error:
         if weights is None:
             raise
         raise AgelibError(
             f"{weights} weights for {name} cannot be had ({first_line(error)}): check the network "
-            "and run this again, name a downloaded .h5 file as --weights, or use --weights none."
+            "and run this again, name a downloaded file as --weights, or use --weights none."
         ) from error
+
+
+def _efficientnet(
+    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
+) -> keras.Model:
+    # Imported here, after `backend` has loaded TensorFlow quietly.
+    import efficientnet.tfkeras as efficientnet
+    from efficientnet.model import DEFAULT_BLOCKS_ARGS, round_repeats
+
+    shape = (image_size, image_size, 3)
+    repeats = [block.num_repeat for block in DEFAULT_BLOCKS_ARGS]
+    blocks = sum(round_repeats(count, spec.depth) for count in repeats)
+    from_file = str(weights).endswith(".npz")
+    network = getattr(efficientnet, name)(
+        include_top=False,
+        weights=None if weights == "imagenet" or from_file else weights,
+        input_shape=shape,
+        drop_connect_rate=drop_connect_rate * sum(repeats) / blocks,
+    )
+    backbone = _plain_copy(network, "silu")
+    if weights == "imagenet":
+        applications = getattr(keras.applications, name)
+        carry_weights(
+            applications(include_top=False, weights="imagenet", input_shape=shape), backbone
+        )
+    if from_file:
+        set_arrays(backbone, weights)
+    return backbone
+
+
+def _lite(
+    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
+) -> keras.Model:
+    from efficientnet import inject_tfkeras_modules
+    from efficientnet.model import DEFAULT_BLOCKS_ARGS, EfficientNet, round_filters, round_repeats
+
+    ends = (0, len(DEFAULT_BLOCKS_ARGS) - 1)
+    # Scaled here, so that the package leaves the stem, the head, and their blocks' number alone.
+    blocks = [
+        block._replace(
+            se_ratio=None,
+            input_filters=round_filters(block.input_filters, spec.width, 8),
+            output_filters=round_filters(block.output_filters, spec.width, 8),
+            num_repeat=block.num_repeat if i in ends else round_repeats(block.num_repeat, spec.depth),
+        )
+        for i, block in enumerate(DEFAULT_BLOCKS_ARGS)
+    ]
+    network = inject_tfkeras_modules(EfficientNet)(
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        default_resolution=image_size,
+        blocks_args=blocks,
+        model_name=name,
+        include_top=False,
+        weights=None,
+        input_shape=(image_size, image_size, 3),
+        drop_connect_rate=drop_connect_rate,
+    )
+    backbone = _plain_copy(network, "relu6")
+    if str(weights).endswith(".npz"):
+        set_arrays(backbone, weights)
+    elif weights:
+        backbone.load_weights(weights)
     return backbone
 
 
@@ -102,13 +134,19 @@ def carry_weights(source: keras.Model, target: keras.Model) -> None:
             layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
-def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Returns Keras' own equal of one of the `efficientnet` package's layers."""
-    config = layer.get_config()
-    if isinstance(layer, keras.layers.Dropout):
-        return keras.layers.Dropout.from_config(config)
-    if getattr(getattr(layer, "activation", None), "__name__", "") == "swish":
-        config["activation"] = "silu"
-    if isinstance(layer, keras.layers.BatchNormalization):
-        config["momentum"] = _BATCH_NORM_MOMENTUM
-    return type(layer).from_config(config)
+def _plain_copy(network: keras.Model, activation: str) -> keras.Model:
+    """Returns the same network, with the same weights, of Keras' own layers."""
+
+    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config: dict[str, Any] = layer.get_config()
+        if isinstance(layer, keras.layers.Dropout):
+            return keras.layers.Dropout.from_config(config)
+        if isinstance(layer, keras.layers.Activation) or config.get("activation") == "swish":
+            config["activation"] = activation
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["momentum"] = _BATCH_NORM_MOMENTUM
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=plain)
+    copy.set_weights(network.get_weights())
+    return copy

@@ -11,8 +11,45 @@ from typing import Any
 from agelib import AgelibError
 from agelib.profiles import PROFILES
 
-BACKBONES = tuple(f"EfficientNetB{i}" for i in range(8))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What makes one EfficientNet of the family.
+
+    Attributes:
+        width: Multiplier of the channels of B0.
+        depth: Multiplier of the blocks of B0.
+        dropout: Rate before the heads.
+        lite: Whether it is an EfficientNet-Lite: no squeeze-and-excitation, ReLU6, and the first
+            and last layers unscaled.
+    """
+
+    width: float
+    depth: float
+    dropout: float
+    lite: bool = False
+
+
+# Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
+# the Lite models: github.com/tensorflow/tpu, models/official/efficientnet/lite.
+BACKBONES = {
+    "EfficientNetB0": Backbone(1.0, 1.0, 0.2),
+    "EfficientNetB1": Backbone(1.0, 1.1, 0.2),
+    "EfficientNetB2": Backbone(1.1, 1.2, 0.3),
+    "EfficientNetB3": Backbone(1.2, 1.4, 0.3),
+    "EfficientNetB4": Backbone(1.4, 1.8, 0.4),
+    "EfficientNetB5": Backbone(1.6, 2.2, 0.4),
+    "EfficientNetB6": Backbone(1.8, 2.6, 0.5),
+    "EfficientNetB7": Backbone(2.0, 3.1, 0.5),
+    "EfficientNetLite0": Backbone(1.0, 1.0, 0.2, lite=True),
+    "EfficientNetLite1": Backbone(1.0, 1.1, 0.2, lite=True),
+    "EfficientNetLite2": Backbone(1.1, 1.2, 0.3, lite=True),
+    "EfficientNetLite3": Backbone(1.2, 1.4, 0.3, lite=True),
+    "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, lite=True),
+}
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
+WEIGHT_FILES = (".keras", ".h5", ".npz")
 SOURCES = ("wiki", "imdb", "utkface", "own")
 
 
@@ -42,10 +79,12 @@ class Config:
     )
     train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
     test_source: str = _setting("utkface", "data set that gives test")
-    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
+    backbone: str = _setting(
+        "EfficientNetB0", "EfficientNetB0 to EfficientNetB7, or EfficientNetLite0 to Lite4"
+    )
     weights: str | None = _setting(
         None,
-        "none, imagenet, noisy-student, agelib (the model that comes along), a .keras or .h5 file",
+        "none, imagenet, noisy-student, agelib (the pretrained model), a .keras, .h5 or .npz file",
     )
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
@@ -128,9 +167,9 @@ class Config:
             ),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (
-                self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in (".keras", ".h5"),
+                self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in WEIGHT_FILES,
                 "weights",
-                f"none, {', '.join(WEIGHTS)}, or the path of a .keras or .h5 file",
+                f"none, {', '.join(WEIGHTS)}, or the path of a .keras, .h5 or .npz file",
             ),
             (
                 self.weights != "agelib" or self.backbone == "EfficientNetB0",
