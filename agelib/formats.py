@@ -5,13 +5,13 @@ What is exported takes RGB of 0 to 255, float32 of shape (n, side, side, 3), as 
 """
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +88,47 @@ def _write_saved_model(model: keras.Model, path: Path) -> None:
     tf.saved_model.save(served, path, signatures=served.serve)
 
 
-def _write_tflite(model: keras.Model, path: Path, int8: bool = False) -> None:
+def _write_tflite(
+    model: keras.Model, path: Path, optimizations: Sequence[tf.lite.Optimize] = ()
+) -> None:
     served = _served(model)
     graph = served.serve.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph], served)
-    if int8:
-        # Weights beforehand, each layer's input by its own range when it runs. Ranges fixed
-        # beforehand are as wide as the oddest of their faces needs, and cost the model that comes
-        # with agelib up to four points of accuracy; this costs a tenth of one.
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.optimizations = list(optimizations)
     path.write_bytes(converter.convert())
+
+
+def _write_int8(model: keras.Model, path: Path) -> None:
+    """Writes a TFLite file whose weights are kept in 8 bits and computed with in floats.
+
+    As the converter leaves it, each layer's input is rounded to 8 bits too, by ranges found when it
+    runs. That differs between processors, and moves the answers further than the weights do.
+    Ranges fixed beforehand cost the model that comes with agelib up to four points of accuracy.
+    So the weights are turned back into floats by a DEQUANTIZE each, and no input is rounded.
+    """
+    # Imported here, after `backend` has loaded TensorFlow quietly.
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    _write_tflite(model, path, [tf.lite.Optimize.DEFAULT])
+    content = flatbuffer_utils.read_model(path)
+    schema = flatbuffer_utils.schema_fb
+    dequantize = schema.OperatorCodeT()
+    dequantize.builtinCode = dequantize.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    dequantize.version = 5  # the first that takes a scale for each channel
+    content.operatorCodes.append(dequantize)
+    [graph] = content.subgraphs
+    steps = []
+    for index, tensor in enumerate(list(graph.tensors)):
+        if tensor.type == schema.TensorType.INT8:
+            step = schema.OperatorT()
+            step.opcodeIndex = len(content.operatorCodes) - 1
+            step.inputs, step.outputs = [len(graph.tensors)], [index]
+            steps.append(step)
+            graph.tensors.append(copy.copy(tensor))
+            # What is computed has no content of its own: buffer 0 is the empty one.
+            tensor.type, tensor.buffer, tensor.quantization = schema.TensorType.FLOAT32, 0, None
+    graph.operators = steps + graph.operators
+    flatbuffer_utils.write_model(content, path)
 
 
 def _write_onnx(model: keras.Model, path: Path) -> None:
@@ -133,7 +164,7 @@ FORMATS = {
     "int8": Format(
         "TFLite int8",
         "model.int8.tflite",
-        partial(_write_tflite, int8=True),
+        _write_int8,
         _load_tflite,
         exact=False,
     ),
