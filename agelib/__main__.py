@@ -37,7 +37,7 @@ _MODEL_HELP = {
 # What these need of a run is where it lies, and export its test faces. They take the other settings
 # too, for scripts that give each command the same, but do not explain them.
 _PLACE = ("profile", "data", "run")
-_EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_source")}
+_EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_sources")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +128,7 @@ def _add_setting(settings: argparse._ArgumentGroup, field: dataclasses.Field, te
     flag = f"--{name.replace('_', '-')}"
     if name == "profile":
         settings.add_argument(flag, choices=PROFILES, help=text)
-    elif name == "train_sources":
+    elif name in ("train_sources", "test_sources"):
         settings.add_argument(flag, nargs="+", help=text)
     elif name in ("data", "own"):
         settings.add_argument(flag, type=Path, help=text)

@@ -1,89 +1,43 @@
-"""The archives as their authors publish them: where to find, how to verify and unpack them."""
+"""Archives of images: how to verify, remember and unpack them."""
 
 import shutil
+import stat
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from agelib import AgelibError, files, first_line
 from agelib.files import Checksum, is_full, need_space, no_space, read_json, sha256, write_json
 
-_IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
+LABELS = "labels.csv"
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive as its authors publish it.
+    """An archive of a data set.
 
     Attributes:
-        file: Its name, and its name in a mirror.
+        file: Its name, and its name in a mirror: a tar file or a zip file.
         folder: The folder that it unpacks to.
-        url: Its official home.
-        home: The page to read, and to download from by hand.
+        url: Its official home; None where a program cannot fetch it.
         md5: Its checksum where one is known.
-        size: Bytes, roughly.
-        licence: What the authors allow.
+        size: Bytes, roughly; None where nobody knows.
         kaggle: The same images on Kaggle, as owner/name, if they are there.
     """
 
     file: str
     folder: str
-    url: str
-    home: str
-    md5: str | None
-    size: int
-    licence: str
+    url: str | None = None
+    md5: str | None = None
+    size: int | None = None
     kaggle: str | None = None
-
-
-ARCHIVES = {
-    "wiki": Archive(
-        "wiki_crop.tar",
-        "wiki_crop",
-        f"{_IMDB_WIKI}/static/wiki_crop.tar",
-        _IMDB_WIKI,
-        "f536eb7f5eae229ae8f286184364b42b",
-        811_315_200,
-        "academic research only",
-    ),
-    "imdb": Archive(
-        "imdb_crop.tar",
-        "imdb_crop",
-        f"{_IMDB_WIKI}/static/imdb_crop.tar",
-        _IMDB_WIKI,
-        "44b7548f288c14397cb7a7bab35ebe14",
-        7_012_157_440,
-        "academic research only",
-    ),
-    "utkface": Archive(
-        "UTKFace.tar.gz",
-        "UTKFace",
-        # Where Google Drive's pages about a large file end up, with their question answered.
-        "https://drive.usercontent.google.com/download?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
-        "&export=download&confirm=t&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
-        "https://susanqq.github.io/UTKFace",
-        None,
-        106_634_631,
-        "non-commercial research only",
-        "jangedoo/utkface-new",
-    ),
-}
-
-
-def describe(names: Sequence[str]) -> pd.DataFrame:
-    """Returns what a user should know of some archives: file, size, licence and home."""
-    rows = [
-        {"data set": name, "file": a.file, "GB": a.size / 1e9, "licence": a.licence, "home": a.home}
-        for name, a in ((name, ARCHIVES[name]) for name in names)
-    ]
-    return pd.DataFrame(rows).set_index("data set").round(1)
 
 
 def unpack_once(source: Path, target: Path) -> Path:
@@ -121,9 +75,11 @@ def unpack_once(source: Path, target: Path) -> Path:
 
 
 def unpack(source: Path, target: Path) -> None:
-    """Replaces a folder by the one of the same name in an archive: it is there whole or not at all.
+    """Replaces a folder by what an archive holds: it is there whole or not at all.
 
-    What would land outside the folder, links and devices are refused.
+    Of a tar file that is the folder of the same name, of a zip file, which anybody may have made,
+    the one nearest to the top that has a `labels.csv`. What would land outside, links and devices
+    are refused.
 
     Raises:
         AgelibError: If the archive is damaged, unsafe or another one.
@@ -135,14 +91,24 @@ def unpack(source: Path, target: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         _extract_all(source, scratch / "new")
-        unpacked = scratch / "new" / target.name
-        if not unpacked.is_dir():
-            raise AgelibError(f"{source} holds no folder {target.name}: it is another archive.")
+        unpacked = _find_top(source, scratch / "new", target.name)
         if target.exists():
             target.rename(scratch / "old")
         unpacked.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _find_top(source: Path, new: Path, name: str) -> Path:
+    """Returns the folder with the images among what was unpacked."""
+    if source.suffix != ".zip":
+        found, what = [new / name] * (new / name).is_dir(), f"folder {name}"
+    else:
+        found = sorted((path.parent for path in new.rglob(LABELS)), key=lambda p: len(p.parts))
+        what = LABELS
+    if not found:
+        raise AgelibError(f"{source} holds no {what}: it is another archive.")
+    return found[0]
 
 
 def check(source: Path, checksum: Checksum) -> None:
@@ -167,7 +133,11 @@ def verify(source: Path, checksum: Checksum) -> None:
         OSError: If it is not; says why.
     """
     files.verify(source, checksum)
-    if checksum is None:
+    if checksum is None and zipfile.is_zipfile(source):
+        with whole_zip(source) as archive:
+            if damaged := archive.testzip():
+                raise OSError(f"it is damaged: {damaged}")
+    elif checksum is None:
         with whole(source) as tar:
             for _ in tar:
                 pass
@@ -195,6 +165,9 @@ def note_of(path: Path) -> Path:
 
 def _extract_all(source: Path, folder: Path) -> None:
     try:
+        if zipfile.is_zipfile(source):
+            _extract_zip(source, folder)
+            return
         with whole(source) as tar:
             for member in tqdm(tar, desc=f"extract {source.name}", unit=" files"):
                 tar.extract(member, folder, filter=_only_files)
@@ -204,6 +177,38 @@ def _extract_all(source: Path, folder: Path) -> None:
         raise AgelibError(
             f"{source} cannot be unpacked ({error}): delete it and run the download step again."
         ) from error
+
+
+def _extract_zip(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with whole_zip(source) as archive:
+        for member in tqdm(archive.infolist(), desc=f"extract {source.name}", unit=" files"):
+            # Some programs on Windows write backslashes.
+            parts = member.filename.replace("\\", "/").split("/")
+            kind = stat.S_IFMT(member.external_attr >> 16)  # none where Windows wrote it
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            if not plain or not parts[0] or ".." in parts or ":" in parts[0]:
+                raise AgelibError(
+                    f"{source} is not safe to unpack ({member.filename!r} is a link or would lie "
+                    "outside): do not use it."
+                )
+            member.filename = "/".join(parts)
+            archive.extract(member, folder)
+
+
+@contextmanager
+def whole_zip(source: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip file whose members are then read, and names whatever is wrong with it.
+
+    Raises:
+        OSError: If it is damaged, which has no `errno`, or the disk fails, which has one.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    # A RuntimeError wants a password, and one of its kind knows no such compression.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise OSError(f"it cannot be read: {first_line(error)}") from error
 
 
 @contextmanager

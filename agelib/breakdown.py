@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from agelib.bootstrap import FEWEST_PEOPLE
-from agelib.labels import BRANCH_NAMES, GENDERS, RACES
+from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.metrics import metrics
 
 _SCORES = ("age_branch_accuracy", "age_mae", "gender_accuracy")
@@ -16,7 +16,8 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
     """Scores each age branch and gender, and each race where the data set names them.
 
     Args:
-        faces: As for `agelib.metrics.metrics`, with `race` as well, of shape (n,).
+        faces: As for `agelib.metrics.metrics`, with `race` as well, of shape (n,), and
+            `races`, the names that it numbers.
         outputs: As for `agelib.metrics.metrics`.
 
     Returns:
@@ -30,7 +31,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
         for i, branch in enumerate(BRANCH_NAMES)
         for j, gender in enumerate(GENDERS)
     }
-    masks |= {("race", race): faces.race == i for i, race in enumerate(RACES)}
+    masks |= {("race", race): faces.race == i for i, race in enumerate(faces.races)}
     return [
         {"by": by, "group": group} | _score(faces, outputs, mask)
         for (by, group), mask in masks.items()

@@ -15,10 +15,10 @@ _ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 
 def good_names(archive: Archive) -> list[str]:
     """Returns the names to recommend, the official one first."""
-    zips = [f"{archive.folder}.zip"]
+    names = [archive.file, f"{archive.folder}.zip"]
     if archive.kaggle:
-        zips += [f"{Path(archive.kaggle).name}.zip", "archive.zip"]
-    return [archive.file, *zips]
+        names += [f"{Path(archive.kaggle).name}.zip", "archive.zip"]
+    return list(dict.fromkeys(names))
 
 
 def take(archive: Archive, folders: Sequence[Path], target: Path, checksum: Checksum) -> bool:
@@ -55,8 +55,9 @@ def take(archive: Archive, folders: Sequence[Path], target: Path, checksum: Chec
 
 
 def _candidates(archive: Archive, folders: Sequence[Path], target: Path) -> Iterator[Path]:
-    stems = {Path(name).stem for name in good_names(archive)[1:]}
-    wanted = {f"{stem}{ending}".lower() for stem in stems for ending in _ENDINGS}
+    stems = {Path(name).stem for name in good_names(archive) if name.endswith(".zip")}
+    endings = (".zip",) if archive.file.endswith(".zip") else _ENDINGS
+    wanted = {f"{stem}{ending}".lower() for stem in stems for ending in endings}
     for folder in folders:
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
         for path in sorted(paths, key=lambda path: path.name != archive.file):
@@ -72,7 +73,7 @@ def _plain_name(path: Path) -> str:
 def _take_over(path: Path, archive: Archive, target: Path, checksum: Checksum) -> None:
     ending = "".join(Path(archive.file).suffixes)
     official = _plain_name(path).endswith(ending)
-    if not (official and (checksum or repack.has_layout(path, archive))):
+    if not (official and (checksum or ending == ".zip" or repack.has_layout(path, archive))):
         repack.pack(path, archive, target)
         return
     need_space(target.parent, path.stat().st_size)

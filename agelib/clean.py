@@ -27,7 +27,8 @@ from agelib.datasets import images_folder, read_table
 from agelib.drive_errors import patient, reading
 from agelib.faces import PORTRAIT_CANVAS, Rejected
 from agelib.files import atomic, need_space, read_json, sha256, write_json
-from agelib.labels import count_reasons, person_hash
+from agelib.labels import RACES, count_reasons, person_hash
+from agelib.own import is_loose
 
 UNIT_ROWS = 2048
 REJECTED = "rejected.csv"
@@ -40,7 +41,7 @@ def clean(
     """Turns a data set into shards in `data/faces/<name>`; finished shards are kept.
 
     Args:
-        name: "wiki", "imdb", "utkface" or "own".
+        name: The data set's.
         config: All settings.
         on_shard: Called with a shard's files as soon as they are whole.
 
@@ -74,7 +75,7 @@ def clean_table(
     """Turns any labelled images into shards.
 
     Args:
-        table: As `read_table` returns it.
+        table: As `read_table` returns it; without `age_high` all ages are exact.
         images: The folder that the table's paths are relative to.
         folder: Where the shards go.
         name: The data set's name, for the manifest.
@@ -126,10 +127,11 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[str, Any]:
     """Returns what a shard's content depends on; shards of another head are not ours."""
-    labels = table[["path", "age", "gender", "person", "race", "split", "reject"]]
+    columns = ("path", "age", "age_high", "gender", "person", "race", "split", "reject")
+    labels = table[[column for column in columns if column in table]]
     labels = labels[labels["reject"] != "unlabelled"]
-    if name == "own":  # archives are verified whole, but anybody may mend a photo
-        usable = labels["reject"] == ""
+    usable = labels["reject"] == ""
+    if is_loose(images):  # archives are verified whole, but anybody may mend a photo
         with reading(images):  # what cannot be read just now has not changed
             photos = labels["path"].where(usable).map(partial(_photo, images))
         labels = labels.assign(photo=photos)
@@ -139,11 +141,21 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
         "format": shards.FORMAT,
         "dataset": name,
         "crop": config.crop,
+        "races": _races(table),
+        "official": sorted(set(table["official"][table["reject"] == ""]) - {""})
+        if "official" in table
+        else [],
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
         "unit_rows": UNIT_ROWS,
         "table": hashlib.sha256(os.fsencode(text)).hexdigest(),
     }
+
+
+def _races(table: pd.DataFrame) -> list[str]:
+    """Returns the names of a set's races: those of its own words, or what UTKFace's codes mean."""
+    races = table["race"].dropna()
+    return list(RACES) if pd.api.types.is_numeric_dtype(races) else sorted(races.unique())
 
 
 def _photo(images: Path, path: str) -> str:
@@ -205,6 +217,8 @@ def _clean_unit(
             rejected.append([row["path"], result.reason])
             continue
         race = -1 if pd.isna(row["race"]) else row["race"]
+        race = head["races"].index(race) if isinstance(race, str) else race
+        row = {"age_high": row["age"]} | row
         kept.append(row | {"race": race, "person": person_hash(row["person"])})
         jpegs.append(result)
     files = shards.write_shard(folder, stem, jpegs, kept)

@@ -18,11 +18,10 @@ NAMES_A_RUN = ("profile", "run", "data")
 
 def _download(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.archives import ARCHIVES
+    from agelib.datasets import find
 
     for name in config.sources:
-        licence = ARCHIVES[name].licence if name in ARCHIVES else "yours"
-        licence = "free" if config.profile == "sample" else licence
+        licence = "free" if config.profile == "sample" else find(name).licence
         print(f"{name}: {steps.download(name, config)} ({licence})")
 
 

@@ -49,8 +49,11 @@ BACKBONES = {
     "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, lite=True),
 }
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
+<<<<<<< .merge_file_iBOGzd
 WEIGHT_FILES = (".keras", ".h5", ".npz")
 SOURCES = ("wiki", "imdb", "utkface", "own")
+=======
+>>>>>>> .merge_file_T7j1an
 
 
 def on_colab() -> bool:
@@ -67,6 +70,11 @@ def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def _are_names(values: tuple[str, ...]) -> bool:
+    """Tells whether there are any, and each can name a folder."""
+    return bool(values) and all(Path(v).name == v not in ("", "..") for v in values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one project run; make one with `Config.from_profile`.
@@ -77,11 +85,23 @@ class Config:
     profile: str = _setting(
         "sample", "sample (the default), wiki, imdb-wiki or own; gives the other defaults"
     )
+<<<<<<< .merge_file_iBOGzd
     train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
     test_source: str = _setting("utkface", "data set that gives test")
     backbone: str = _setting(
         "EfficientNetB0", "EfficientNetB0 to EfficientNetB7, or EfficientNetLite0 to Lite4"
     )
+=======
+    train_sources: tuple[str, ...] = _setting(
+        ("wiki",),
+        "data sets that give train and val: wiki, imdb, utkface, own, or the name of any folder or "
+        "zip file with a labels.csv",
+    )
+    test_sources: tuple[str, ...] = _setting(
+        ("utkface",), "data sets that give test, the one to report first"
+    )
+    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
+>>>>>>> .merge_file_T7j1an
     weights: str | None = _setting(
         None,
         "none, imagenet, noisy-student, agelib (the pretrained model), a .keras, .h5 or .npz file",
@@ -131,7 +151,10 @@ class Config:
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         if self.own is not None:
             object.__setattr__(self, "own", Path(self.own).expanduser().absolute())
-        object.__setattr__(self, "train_sources", tuple(self.train_sources))
+        for name in ("train_sources", "test_sources"):
+            sources = getattr(self, name)
+            sources = (sources,) if isinstance(sources, str) else dict.fromkeys(sources)
+            object.__setattr__(self, name, tuple(sources))
         if self.image_size is None:
             object.__setattr__(self, "image_size", self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
@@ -154,17 +177,12 @@ class Config:
 
     def _checks(self) -> list[tuple[bool, str, str]]:
         """Returns whether each field can work, its name, and what it must be."""
-        train, known = set(self.train_sources), f"from {', '.join(SOURCES)}"
+        named = "names of data sets, without slashes"
         return [
             (not self.data.is_file(), "data", "a folder"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
-            (train and train <= set(SOURCES), "train_sources", known),
-            (self.test_source in SOURCES, "test_source", known),
-            (
-                self.test_source in {"utkface", "own", *train} or not train & {"wiki", "imdb"},
-                "test_source",
-                "trained on too, since WIKI and IMDB show the same people, or else another",
-            ),
+            (_are_names(self.train_sources), "train_sources", named),
+            (_are_names(self.test_sources), "test_sources", named),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (
                 self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in WEIGHT_FILES,
@@ -192,11 +210,7 @@ class Config:
             (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
-            (
-                Path(self.run).name == self.run not in ("", ".."),
-                "run",
-                "a plain name without slashes",
-            ),
+            (_are_names((self.run,)), "run", "a plain name without slashes"),
         ]
 
     @classmethod
@@ -269,7 +283,7 @@ class Config:
     @property
     def sources(self) -> tuple[str, ...]:
         """Every data set this configuration needs, train sources first."""
-        return tuple(dict.fromkeys((*self.train_sources, self.test_source)))
+        return tuple(dict.fromkeys((*self.train_sources, *self.test_sources)))
 
     @property
     def crop(self) -> dict[str, Any]:
@@ -278,9 +292,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON types, without those that are this machine's affair."""
-        settings = dataclasses.asdict(self) | {"train_sources": list(self.train_sources)}
         here = ("data", "own", "workers")
-        return {name: value for name, value in settings.items() if name not in here}
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in here}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -6,8 +6,8 @@ two cores and no GPU, reckoned from published figures, or guessed.
 
 import pandas as pd
 
-from agelib.archives import ARCHIVES
 from agelib.config import Config
+from agelib.datasets import find
 
 # Images that pass the metadata rules, and bytes of a stored crop of 160 pixels for each of them.
 _USABLE = {"wiki": 38_000, "imdb": 172_000, "utkface": 23_500}
@@ -86,7 +86,7 @@ def describe_costs() -> pd.DataFrame:
 
 
 def _costs(config: Config) -> dict[str, str]:
-    archives = sum(ARCHIVES[name].size for name in config.sources)
+    archives = sum(find(name).archive.size or 0 for name in config.sources)
     images = sum(_USABLE[name] for name in config.sources)
     train = sum(_USABLE[name] for name in config.train_sources) * (1 - config.val_fraction)
     crops = images * config.crop_size**2 * _BYTES_A_PIXEL

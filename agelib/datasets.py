@@ -1,32 +1,123 @@
 """The data sets by name: where their images lie, how their labels are read, who is in which split.
 
-A new data set is a function that returns such a table, a line in `READERS`, and a name in
-`agelib.config.SOURCES`.
+Any folder or zip file with a `labels.csv` is a data set under its own name, and needs no entry.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from agelib import AgelibError
-from agelib.archives import ARCHIVES
+from agelib.archives import LABELS, Archive
 from agelib.config import Config
 from agelib.drive_errors import on_google
 from agelib.labels import read_imdb_wiki, read_utkface, split_by_hash, split_by_person
-from agelib.own import LABELS, read_own
+from agelib.own import read_labelled
 from agelib.shards import FaceSet, read_manifest
 
-# Each takes the folder that `images_folder` names, and returns one row for each image: `path`,
-# `age`, `gender`, `person`, `race` and `reject`.
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    "wiki": functools.partial(read_imdb_wiki, name="wiki"),
-    "imdb": functools.partial(read_imdb_wiki, name="imdb"),
-    "utkface": read_utkface,
-    "own": read_own,
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set.
+
+    Attributes:
+        archive: What its images come in.
+        licence: What its authors allow.
+        home: The page to read, and to download from by hand.
+        reader: Takes the folder that the archive unpacks to, and returns one row for each image:
+            `path`, `age`, `gender`, `person`, `race` and `reject`; `age_high` where ages are
+            ranges, and `split` where the set has official ones ("" elsewhere).
+        same_people: The data sets that show people of this one under the same identities.
+    """
+
+    archive: Archive
+    licence: str = "yours"
+    home: str = ""
+    reader: Callable[[Path], pd.DataFrame] = read_labelled
+    same_people: tuple[str, ...] = ()
+
+
+_IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
+
+DATASETS = {
+    "wiki": DataSet(
+        Archive(
+            "wiki_crop.tar",
+            "wiki_crop",
+            f"{_IMDB_WIKI}/static/wiki_crop.tar",
+            "f536eb7f5eae229ae8f286184364b42b",
+            811_315_200,
+        ),
+        "academic research only",
+        _IMDB_WIKI,
+        functools.partial(read_imdb_wiki, name="wiki"),
+        ("imdb",),
+    ),
+    "imdb": DataSet(
+        Archive(
+            "imdb_crop.tar",
+            "imdb_crop",
+            f"{_IMDB_WIKI}/static/imdb_crop.tar",
+            "44b7548f288c14397cb7a7bab35ebe14",
+            7_012_157_440,
+        ),
+        "academic research only",
+        _IMDB_WIKI,
+        functools.partial(read_imdb_wiki, name="imdb"),
+        ("wiki",),
+    ),
+    "utkface": DataSet(
+        Archive(
+            "UTKFace.tar.gz",
+            "UTKFace",
+            # Where Google Drive's pages about a large file end up, with their question answered.
+            "https://drive.usercontent.google.com/download?id=0BxYys69jI14kYVM3aVhKS1VhRUk"
+            "&export=download&confirm=t&resourcekey=0-dabpv_3J0C0cditpiAfhAw",
+            size=106_634_631,
+            kaggle="jangedoo/utkface-new",
+        ),
+        "non-commercial research only",
+        "https://susanqq.github.io/UTKFace",
+        read_utkface,
+    ),
+    "aaf": DataSet(
+        Archive("aaf.zip", "aaf"),
+        "research only, to be cited",
+        "https://github.com/JingchunCheng/All-Age-Faces-Dataset",
+    ),
+    "appa-real": DataSet(
+        Archive("appa-real.zip", "appa-real"),
+        "academic research only",
+        "https://chalearnlap.cvc.uab.es/dataset/26/description",
+    ),
+    "fairface": DataSet(
+        Archive("fairface.zip", "fairface"), "CC BY 4.0", "https://github.com/joojs/fairface"
+    ),
 }
+
+
+def find(name: str) -> DataSet:
+    """Returns what is known of a data set: of one without an entry, what follows from its name."""
+    return DATASETS.get(name) or DataSet(Archive(f"{name}.zip", name))
+
+
+def describe(names: Sequence[str]) -> pd.DataFrame:
+    """Returns what a user should know of some data sets: file, size, licence and home."""
+    rows = [
+        {
+            "data set": name,
+            "file": found.archive.file,
+            "GB": (found.archive.size or np.nan) / 1e9,
+            "licence": found.licence,
+            "home": found.home,
+        }
+        for name, found in ((name, find(name)) for name in names)
+    ]
+    return pd.DataFrame(rows).set_index("data set").round(1)
 
 
 def images_folder(name: str, config: Config) -> Path:
@@ -35,8 +126,8 @@ def images_folder(name: str, config: Config) -> Path:
     Raises:
         AgelibError: If it is `own`, and the settings name none.
     """
-    if name in ARCHIVES:
-        return config.raw / ARCHIVES[name].folder
+    if name != "own":
+        return config.raw / find(name).archive.folder
     if config.own is None and config.profile == "sample":
         return config.folder / "own"
     if config.own is None:
@@ -48,21 +139,50 @@ def images_folder(name: str, config: Config) -> Path:
 
 
 def read_table(name: str, config: Config) -> pd.DataFrame:
-    """Returns a data set's table with a column `split` added.
+    """Returns a data set's table with its rows assigned to splits.
 
     Args:
-        name: "wiki", "imdb", "utkface" or "own".
+        name: The data set's.
         config: Says where the images are, what is trained on and what is tested on.
+
+    Returns:
+        What its reader returns, with `split` "train", "val" or "test", and `official` where the
+        set's own labels say so, "" where the person decides. Of a set that is only tested on, the
+        images of its official test split count or, where it has none, those of its validation
+        split; the others are rejected as "not_test".
 
     Raises:
         AgelibError: If the images or their metadata are not there.
     """
-    table = READERS[name](images_folder(name, config))
-    val_fraction, test_fraction = _held_out(name, config)
-    split = split_by_person(table["person"], val_fraction, test_fraction)
-    if name == "own" and name in config.train_sources:
-        _need_all_splits(table, split, ["train", "val", *(["test"] if test_fraction else [])])
-    return table.assign(split=split)
+    check_sources(config)
+    table = find(name).reader(images_folder(name, config))
+    official = table["split"] if "split" in table else pd.Series("", table.index)
+    named = set(official[table["reject"] == ""])
+    if name not in config.train_sources:
+        tested = next((split for split in ("test", "val") if split in named), None)
+        unused = (official != tested) & (table["reject"] == "") & bool(tested)
+        reject = table["reject"].mask(unused, "not_test")
+        return table.assign(reject=reject, split="test", official=official.where(~unused, ""))
+    shares = _held_out(name, config, named)
+    split = pd.Series(split_by_person(table["person"], *shares), table.index)
+    split = split.mask(official.isin(["val", "test"]), official)
+    if find(name).reader is read_labelled:
+        _need_all_splits(table, split, ["train", "val", *(["test"] if shares[1] else [])])
+    return table.assign(split=split, official=official)
+
+
+def check_sources(config: Config) -> None:
+    """Makes sure that nobody who is trained on in one set is tested on in another.
+
+    Raises:
+        AgelibError: If somebody would be.
+    """
+    for tested in set(config.test_sources) - set(config.train_sources):
+        for trained in set(config.train_sources) & set(find(tested).same_people):
+            raise AgelibError(
+                f"test_sources has {tested}, which shows the same people as {trained}: train on "
+                f"{tested} too (--train-sources), or test on another set."
+            )
 
 
 def check_splits(names: Iterable[str], config: Config) -> None:
@@ -75,33 +195,42 @@ def check_splits(names: Iterable[str], config: Config) -> None:
     Raises:
         AgelibError: If one was split otherwise.
     """
+    check_sources(config)
     for name in names:
         folder = config.faces / name
-        for split, count in read_manifest(folder)["splits"].items():
-            if not count:
-                continue
-            people = FaceSet([folder], split).person
-            if (split_by_hash(people, *_held_out(name, config)) != split).any():
-                raise AgelibError(
-                    f"{folder} was split into train, val and test by other settings: give the "
-                    "--train-sources, --test-source and --val-fraction that it was cleaned with, "
-                    "or delete it and clean again."
-                )
+        manifest = read_manifest(folder)
+        official = set(manifest["official"])
+        trained, shares = name in config.train_sources, _held_out(name, config, official)
+        splits = [split for split, count in manifest["splits"].items() if count]
+        hashed = set(splits) - ((official - {"train"}) if trained else set())
+        as_asked = all(
+            (split_by_hash(FaceSet([folder], split).person, *shares) == split).all()
+            for split in hashed
+        )
+        if not as_asked or (trained and "train" not in splits):
+            raise AgelibError(
+                f"{folder} was split into train, val and test by other settings: give the "
+                "--train-sources, --test-sources and --val-fraction that it was cleaned with, "
+                "or delete it and clean again."
+            )
 
 
-def _held_out(name: str, config: Config) -> tuple[float, float]:
-    """Returns the shares of a data set's people that are for validation and for testing."""
+def _held_out(name: str, config: Config, official: set[str]) -> tuple[float, float]:
+    """Returns the shares of a data set's people that are for validation and for testing.
+
+    A split that the set's own labels name gets nobody else.
+    """
     if name not in config.train_sources:
         return 0.0, 1.0
-    test_trained = config.test_source in config.train_sources
-    # WIKI and IMDB show the same people.
-    shared = name == config.test_source or {name, config.test_source} == {"wiki", "imdb"}
-    return config.val_fraction, config.val_fraction if test_trained and shared else 0.0
+    tested = set(config.test_sources) & set(config.train_sources)
+    shared = tested & {name, *find(name).same_people}
+    val = 0.0 if "val" in official else config.val_fraction
+    return val, config.val_fraction if shared and "test" not in official else 0.0
 
 
-def _need_all_splits(table: pd.DataFrame, split: np.ndarray, wanted: list[str]) -> None:
+def _need_all_splits(table: pd.DataFrame, split: pd.Series, wanted: list[str]) -> None:
     """Refuses photos of so few people that chance puts none of them into a split."""
-    usable = (table["reject"] == "").to_numpy()
+    usable = table["reject"] == ""
     empty = [name for name in wanted if not (split[usable] == name).any()]
     if empty:
         raise AgelibError(

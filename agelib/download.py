@@ -8,8 +8,9 @@ from pathlib import Path
 import requests
 
 from agelib import AgelibError, archives, byhand, files, kaggle, transfer
-from agelib.archives import ARCHIVES, Archive, known, note_of, remember
+from agelib.archives import LABELS, Archive, known, note_of, remember
 from agelib.config import Config
+from agelib.datasets import DATASETS, DataSet, find
 from agelib.files import Checksum, atomic, is_full, need_space, no_space
 
 
@@ -20,10 +21,10 @@ def fetch(name: str, config: Config) -> Path:
     readable from end to end; later calls look at its size alone. What the user put into `data/raw`
     or into `archives` on Drive comes first, then a mirror (`AGELIB_MIRROR`), then the official
     home, then Kaggle; the sample has its own mirror alone. An archive that has changed since it was
-    verified is fetched anew.
+    verified is fetched anew, unless it can only be put there by hand.
 
     Args:
-        name: "wiki", "imdb" or "utkface".
+        name: The data set's.
         config: Says where `data/raw`, Drive and the mirror are.
 
     Returns:
@@ -32,20 +33,23 @@ def fetch(name: str, config: Config) -> Path:
     Raises:
         AgelibError: If it cannot be had, or is not what it should be.
     """
-    archive, mirror = ARCHIVES[name], config.mirror and config.mirror.rstrip("/")
-    target, sample = config.raw / archive.file, config.profile == "sample"
+    found, mirror = find(name), config.mirror and config.mirror.rstrip("/")
+    archive = found.archive
+    target, sample = config.raw / archive.file, config.profile == "sample" and archive.url
     if known(target):
         return target
-    if not sample:
-        print(f"{archive.file}: {archive.licence} ({archive.home})", file=sys.stderr)
+    if found.home and not sample:
+        print(f"{archive.file}: {found.licence} ({found.home})", file=sys.stderr)
     lacking = ""
     try:
         if mirror and not sample and not _holds(mirror, archive.file):
             lacking, mirror = f" is not in {mirror} and", None
         checksum = _checksum(archive, mirror)
-        if target.exists() and not note_of(target).exists():
+        if target.exists() and not (archive.url and note_of(target).exists()):
             archives.check(target, checksum)
         elif sample or not byhand.take(archive, _folders(config), target, checksum):
+            if not (archive.url or mirror):
+                raise _not_there(name, config)
             if lacking:
                 print(f"{archive.file}{lacking} comes from {_place(archive)}.", file=sys.stderr)
             _fetch_from_afar(archive, target, mirror, checksum)
@@ -54,7 +58,7 @@ def fetch(name: str, config: Config) -> Path:
             raise no_space(config.raw, archive.file) from error
         raise AgelibError(
             f"{archive.file}{lacking} could not be fetched from {mirror or _place(archive)} "
-            f"({transfer.reason(error)}): {_ways_round(archive, config)}"
+            f"({transfer.reason(error)}): {_ways_round(found, config)}"
         ) from error
     remember(target)
     return target
@@ -69,7 +73,7 @@ def extract(name: str, config: Config) -> Path:
     Raises:
         AgelibError: If the archive is missing, damaged or unsafe.
     """
-    archive = ARCHIVES[name]
+    archive = find(name).archive
     return archives.unpack_once(config.raw / archive.file, config.raw / archive.folder)
 
 
@@ -84,7 +88,7 @@ def find_sha256(file: str, sums: str) -> Checksum:
 
 def _place(archive: Archive) -> str:
     """Returns the official home's address without what only a machine reads."""
-    return archive.url.partition("?")[0]
+    return (archive.url or "").partition("?")[0]
 
 
 def _folders(config: Config) -> list[Path]:
@@ -92,10 +96,24 @@ def _folders(config: Config) -> list[Path]:
     return [config.raw, config.drive / "archives"]
 
 
-def _ways_round(archive: Archive, config: Config) -> str:
+def _not_there(name: str, config: Config) -> AgelibError:
+    """Returns the error for a data set that nobody has put there, and no program can fetch."""
+    archive, home = find(name).archive, find(name).home
+    places = " or ".join(str(folder) for folder in _folders(config))
+    fetched = [known for known, found in DATASETS.items() if found.archive.url]
+    return AgelibError(
+        f"There are no images of {name}: put {archive.file} into {places}, or a folder "
+        f"{config.raw / archive.folder}, either with a {LABELS}"
+        f"{f' ({home}; data/README.md says how)' if home else ''}. Only {', '.join(fetched)} are "
+        "downloaded."
+    )
+
+
+def _ways_round(found: DataSet, config: Config) -> str:
+    archive = found.archive
     if config.profile == "sample":
         return f"delete {config.mirror} and run the download step again."
-    pages = [archive.home, *([kaggle.page(archive)] if archive.kaggle else [])]
+    pages = [found.home, *([kaggle.page(archive)] if archive.kaggle else [])]
     raw, drive = _folders(config)
     mirror = f"name a folder or an address that has {archive.file} in AGELIB_MIRROR"
     if config.mirror:

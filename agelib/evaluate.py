@@ -27,16 +27,16 @@ ESTIMATES = "estimates.csv"
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces.
 
-    Writes `evaluation.json`, and `estimates.csv` with a row for each test face. Done already by
-    this version for this model and these faces, it is not done again.
+    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set.
+    Done already by this version for this model and these faces, it is not done again.
 
     Args:
         config: Says which run, and where its faces are.
 
     Returns:
-        The metrics of the test faces, with those of its `groups`, `no_face` (images in which MTCNN
-        found none), `rejected` (images left out, by reason), `dataset`, `model` and `crop`; those
-        of each split under `splits`.
+        The metrics of the first test set, with those of its `groups`, `no_face` (images in which
+        MTCNN found none), `rejected` (images left out, by reason), `dataset`, `model` and `crop`;
+        those of each split under `splits`, and of each test set under `tests` and its name.
 
     Raises:
         AgelibError: If there is no model or no faces.
@@ -51,28 +51,31 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
     made = all(file.exists() for file in (path, listed, model_path))
     done = read_json(path) if made else {}
-    roles = {"train": list(config.train_sources), "test": config.test_source}
+    roles = {"train": list(config.train_sources), "test": list(config.test_sources)}
     same = done.get("agelib") == __version__ and done["manifests"] == manifests
     same = same and done.get("sources") == roles
     if same and done["model"]["sha256"] == sha256(model_path):
         return done
     model, note = load_model(model_path)
-    splits = {}
-    for split, faces, outputs in estimate_splits(model, note, config):
-        splits[split] = scores(faces, outputs)
-        if split == "test":
+    splits, tests = {}, {}
+    for split, name, faces, outputs in estimate_splits(model, note, config):
+        found = scores(faces, outputs)
+        splits.setdefault(split, found)
+        if name == config.test_sources[0]:
             with atomic(listed) as partial:
                 write_csv(estimates_table(faces, outputs), partial)
-    report = _report(splits["test"], read_manifest(config.faces / config.test_source), model_path)
-    report |= {"splits": splits, "manifests": manifests, "sources": roles, "agelib": __version__}
+        if name:
+            tests[name] = _report(found, read_manifest(config.faces / name), model_path)
+    report = tests[config.test_sources[0]] | {"splits": splits, "tests": tests}
+    report |= {"manifests": manifests, "sources": roles, "agelib": __version__}
     write_json(path, report)
     return report
 
 
 def estimate_splits(
     model: "keras.Model", note: dict[str, Any], config: Config
-) -> Iterator[tuple[str, FaceSet, dict[str, np.ndarray]]]:
-    """Runs a model on "train", "val" and "test" faces.
+) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
+    """Runs a model on "train" and "val" faces, and on the "test" faces of one set after the other.
 
     Args:
         model: The model.
@@ -80,7 +83,7 @@ def estimate_splits(
         config: Says where the faces are.
 
     Yields:
-        For each split its name, faces, and what `estimate` returns.
+        The split, the test set's name ("" for train and val), faces, and what `estimate` returns.
 
     Raises:
         AgelibError: If there are no faces, or not those that the model was trained on, or they were
@@ -94,10 +97,11 @@ def estimate_splits(
                 f"{config.faces / name} holds crops of {crop}, but the model of run {config.run} "
                 f"was made for {note['crop']}: clean again with those settings."
             )
-    train, test = config.train_sources, (config.test_source,)
-    for split, names in (("train", train), ("val", train), ("test", test)):
-        faces = FaceSet([config.faces / name for name in names], split)
-        yield split, faces, estimate(model, faces)
+    parts = [("train", "", config.train_sources), ("val", "", config.train_sources)]
+    parts += [("test", name, (name,)) for name in config.test_sources]
+    for split, name, sources in parts:
+        faces = FaceSet([config.faces / source for source in sources], split)
+        yield split, name, faces, estimate(model, faces)
 
 
 def _check_trained_on(config: Config) -> None:

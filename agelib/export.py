@@ -99,7 +99,7 @@ def faces_to_check(
     Raises:
         AgelibError: If no photo has a face that can be used.
     """
-    faces = config.faces / config.test_source
+    faces = config.faces / config.test_sources[0]
     if images:
         photos = _spread([place for place in find_photos([images]) if not is_video(place)])
         crops = _crop(photos, crop)
@@ -107,7 +107,7 @@ def faces_to_check(
     elif (faces / MANIFEST).exists() and read_manifest(faces)["crop"] == crop:
         found = FaceSet([faces], "test")
         crops = [found.image(i) for i in _spread(range(len(found)))]
-        what = f"test faces of {config.test_source}"
+        what = f"test faces of {config.test_sources[0]}"
     else:
         files = itertools.islice(utkface_files(np.random.default_rng(SEED)), N_UTKFACE)
         crops = _crop([jpeg for _, jpeg in files], crop)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from agelib import drive
-from agelib.archives import ARCHIVES
 from agelib.callbacks import checkpoint_path
 from agelib.config import Config
+from agelib.datasets import find
 from agelib.files import read_json
 from agelib.shards import MANIFEST
 
@@ -59,4 +59,4 @@ def run_on_drive(config: Config) -> Path:
 
 def archive_on_drive(name: str, config: Config) -> Path:
     """Returns where an archive lies on Drive."""
-    return config.drive / "archives" / ARCHIVES[name].file
+    return config.drive / "archives" / find(name).archive.file

@@ -1,4 +1,4 @@
-"""Your own photos as a data set: a folder of images and a CSV file that says who is on them."""
+"""A folder of images, and a CSV file that says who is on them: your own photos, for example."""
 
 import io
 import os
@@ -12,31 +12,40 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, first_line
+from agelib.archives import LABELS, note_of
 from agelib.drive_errors import explained, patient, reading
 from agelib.labels import MAX_AGE, MIN_AGE
 from agelib.photos import IMAGE_SUFFIXES
 
-LABELS = "labels.csv"
 _NEEDED = ("path", "age", "gender")
+_OPTIONAL = ("person", "race", "split")
+_SPLITS = {
+    "": "",
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
 _GENDER_WORDS = {
     **dict.fromkeys(("0", "0.0", "m", "male", "man", "boy"), 0),
     **dict.fromkeys(("1", "1.0", "f", "female", "woman", "girl"), 1),
 }
 
 
-def read_own(folder: Path) -> pd.DataFrame:
+def read_labelled(folder: Path) -> pd.DataFrame:
     """Reads the labels of a folder of images from its `labels.csv`.
 
-    The file needs the columns `path` (relative to the folder), `age` (years) and `gender` (0 or
-    male, 1 or female, and the like); with commas, semicolons or tabs between them. A column
-    `person` says which images show the same person, so that all of them get into one split;
-    without it every image counts as a person.
+    The file needs the columns `path` or `file` (relative to the folder), `age` (years) and
+    `gender` (0 or male, 1 or female, and the like); with commas, semicolons or tabs between them. A
+    column `person` says which images show the same person, so that all of them get into one split;
+    without it every image counts as a person. `race` may name groups to score one by one, and
+    `split` the set's official train, val and test images.
 
     Args:
         folder: With the images, at any depth, and `labels.csv`.
 
     Returns:
-        One row for each image, columns as in `agelib.labels.read_imdb_wiki`; `race` is missing.
+        One row for each image, columns as in `agelib.labels.read_imdb_wiki`; `race` is the file's
+        own word for it, `split` "train", "val", "test" or "" where the file names none.
         `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
         "gender", or "unlabelled" (an image that the file does not name).
 
@@ -53,11 +62,12 @@ def read_own(folder: Path) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             # As the disk spells it, or as the file does where the disk has no such image.
-            "path": paths.map(images).fillna(paths),
+            "path": [images.get(path, path) for path in paths],
             "age": age.where(age.abs() < 1000).astype("Int64"),
             "gender": gender.astype("Int8"),
             "person": person.where(person != "", paths),
-            "race": pd.array([pd.NA] * len(labels), dtype="Int8"),
+            "race": labels["race"].where(labels["race"] != ""),
+            "split": _official_splits(labels["split"], folder / LABELS),
         }
     )
     table["reject"] = np.select(
@@ -77,9 +87,24 @@ def read_own(folder: Path) -> pd.DataFrame:
 def _with_unlabelled(table: pd.DataFrame, images: list[str]) -> pd.DataFrame:
     """Adds a row for each image that the labels do not name."""
     images = sorted(images)
-    rest = pd.DataFrame({"path": images, "person": images, "reject": "unlabelled"})
+    rest = pd.DataFrame({"path": images, "person": images, "split": "", "reject": "unlabelled"})
     rest = rest.reindex(columns=table.columns).astype(table.dtypes)
     return pd.concat([table, rest], ignore_index=True)
+
+
+def _official_splits(words: pd.Series, path: Path) -> pd.Series:
+    known = words.str.casefold().map(_SPLITS)
+    if known.isna().any():
+        raise AgelibError(
+            f"{path} has {words[known.isna()].iloc[0]!r} in its column split: write train, val or "
+            "test, or leave the column out, and images are split by person."
+        )
+    return known
+
+
+def is_loose(folder: Path) -> bool:
+    """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
+    return (folder / LABELS).exists() and not note_of(folder).exists()
 
 
 def copy_own(source: Path, target: Path) -> None:
@@ -153,15 +178,17 @@ def _read_labels(path: Path) -> pd.DataFrame:
     labels = _parse(path)
     labels.columns = [str(name).strip().casefold() for name in labels.columns]
     listed = ", ".join(labels.columns)
+    if "path" not in labels:
+        labels = labels.rename(columns={"file": "path"})
     lacking = [name for name in _NEEDED if name not in labels]
     if lacking or not labels.columns.is_unique:
         wrong = f"but not {', '.join(lacking)}" if lacking else "some of them twice"
         raise AgelibError(
             f"{path} has the columns {listed}, {wrong}: name them {', '.join(_NEEDED)}, and if "
-            "need be person, in its first line."
+            f"need be {', '.join(_OPTIONAL)}, in its first line."
         )
-    labels = labels.assign(person=labels.get("person", ""))[[*_NEEDED, "person"]]
-    labels = labels.fillna("").apply(lambda column: column.str.strip())
+    labels = labels.reindex(columns=[*_NEEDED, *_OPTIONAL], fill_value="").fillna("")
+    labels = labels.apply(lambda column: column.str.strip())
     labels = labels[labels["path"] != ""].reset_index(drop=True)
     if labels.empty:
         raise AgelibError(f"{path} names no image: add a row for each.")

@@ -16,7 +16,7 @@ _PAPER: dict[str, Any] = {
 # Few photos suffice to go on from a model that knows faces.
 _OWN: dict[str, Any] = {
     "train_sources": ("own",),
-    "test_source": "own",
+    "test_sources": ("own",),
     "weights": "agelib",
     "workers": cpu_count(),
 }

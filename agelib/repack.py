@@ -4,7 +4,6 @@ import gzip
 import io
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +12,7 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from agelib import first_line
-from agelib.archives import Archive, whole
+from agelib.archives import Archive, whole, whole_zip
 from agelib.files import atomic, need_space
 
 
@@ -76,13 +74,9 @@ def _members(source: Path) -> Iterator[list[_Member]]:
         found = [(p.relative_to(source).as_posix(), p.stat().st_size, p) for p in paths]
         yield _visible((name, size, partial(open, path, "rb")) for name, size, path in found)
     elif zipfile.is_zipfile(source):
-        try:
-            with zipfile.ZipFile(source) as file:
-                infos = [info for info in file.infolist() if not info.is_dir()]
-                yield _visible((i.filename, i.file_size, partial(file.open, i)) for i in infos)
-        # A RuntimeError wants a password, and one of its kind knows no such compression.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise OSError(f"it cannot be read: {first_line(error)}") from error
+        with whole_zip(source) as file:
+            infos = [info for info in file.infolist() if not info.is_dir()]
+            yield _visible((i.filename, i.file_size, partial(file.open, i)) for i in infos)
     else:
         with whole(source) as tar:
             entries = [entry for entry in tar if entry.isreg()]

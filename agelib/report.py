@@ -8,7 +8,7 @@ import pandas as pd
 
 from agelib.breakdown import worst_groups
 from agelib.calibration import age_interval, median_age
-from agelib.labels import BRANCH_NAMES, GENDERS, RACES
+from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.metrics import YEARS_WITHIN
 
 _FACE_COLUMNS = (
@@ -57,7 +57,9 @@ def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = report.get("splits") or {"test": report}
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    columns = {split: found[split] for split in ("train", "val", "test") if split in found}
+    others = list(report.get("tests", {}).items())[1:]
+    return columns | {f"test on {name}": scores for name, scores in others}
 
 
 def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]]) -> pd.DataFrame:
@@ -141,7 +143,7 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
             "age": faces.age,
             "age_branch": np.take(BRANCH_NAMES, faces.age_branch),
             "gender": np.take(GENDERS, faces.gender),
-            "race": np.take((*RACES, ""), faces.race),
+            "race": np.take((*faces.races, ""), faces.race),
             "said_age": median_age(outputs["age"]),
             "age_low": low,
             "age_high": high,

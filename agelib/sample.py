@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import scipy.io
 
+from agelib.archives import LABELS
 from agelib.files import atomic, sha256
-from agelib.own import LABELS
 from agelib.portrait import draw_portrait
 from agelib.repack import write_tar
 

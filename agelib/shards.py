@@ -20,7 +20,7 @@ from agelib import AgelibError
 from agelib.files import atomic, read_json, remove_partials, sha256
 from agelib.labels import age_branch
 
-FORMAT = 1
+FORMAT = 2
 JPEG_QUALITY = 90
 MANIFEST = "manifest.json"
 
@@ -31,9 +31,10 @@ def index_type(path_bytes: int) -> np.dtype:
         [
             ("offset", "<i8"),
             ("length", "<i4"),
-            ("age", "<i2"),
+            ("age", "<i2"),  # of a range the lowest year
+            ("age_high", "<i2"),  # of a range the highest year, else equal to age
             ("gender", "i1"),
-            ("race", "i1"),  # -1 where unknown
+            ("race", "i1"),  # numbers the manifest's races; -1 where unknown
             ("person", "<u8"),
             ("path", f"S{path_bytes}"),
         ]
@@ -59,7 +60,7 @@ def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[
         folder: Where to.
         name: For example "train-00000".
         jpegs: One JPEG file for each face.
-        rows: For each face: age, gender, race, person (a hash) and path.
+        rows: For each face: age, age_high, gender, race, person (a hash) and path.
 
     Returns:
         File name -> {"size", "sha256"}.
@@ -69,7 +70,7 @@ def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[
     index["length"] = [len(jpeg) for jpeg in jpegs]
     index["offset"] = np.cumsum(index["length"], dtype=np.int64) - index["length"]
     index["path"] = paths
-    for field in ("age", "gender", "race", "person"):
+    for field in ("age", "age_high", "gender", "race", "person"):
         index[field] = [row[field] for row in rows]
     images = np.frombuffer(b"".join(jpegs), np.uint8)
     files = {}
@@ -86,7 +87,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns a face set's manifest.
 
     Raises:
-        AgelibError: If there is none, or it is of a later format.
+        AgelibError: If there is none, or it is of another version's format.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
@@ -94,7 +95,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if manifest["format"] != FORMAT:
         raise AgelibError(
-            f"{path} has format {manifest['format']}, this agelib reads {FORMAT}: clean again."
+            f"{path} has format {manifest['format']}, but this version of agelib reads format "
+            f"{FORMAT}: delete {folder} (and its copy on Drive) and clean again."
         )
     return manifest
 
@@ -135,6 +137,12 @@ class FaceSet:
         folders: Face sets, for example `data/faces/wiki`.
         split: "train", "val" or "test".
 
+    Attributes:
+        crop_size: Pixels per side of each face.
+        index: What the shards say of each face, of the type of `index_type`.
+        race: Numbers of races, -1 where unknown, int64 of shape (n,).
+        races: Their names; empty where no set names any.
+
     Raises:
         AgelibError: If a folder has no such faces, or a shard cannot be read.
     """
@@ -143,14 +151,19 @@ class FaceSet:
         self.split = split
         self._images: list[np.ndarray] = []
         indices, shard_ids, sizes = [], [], set()
+        codes: dict[str, int] = {}
+        races = []
         for folder in map(Path, folders):
             manifest = read_manifest(folder)
             sizes.add(manifest["crop"]["crop_size"])
+            # Two sets may number the same races otherwise; -1 takes the last.
+            own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
             for name in manifest["shards"]:
                 if name.startswith(f"{split}-"):
                     index = _load(folder / f"{name}.index.npy")
                     shard_ids.append(np.full(len(index), len(self._images)))
                     indices.append(index)
+                    races.append(np.array(own, np.int64)[index["race"]])
                     self._images.append(_load(folder / f"{name}.images.npy"))
         places = ", ".join(str(folder) for folder in folders)
         if not sum(map(len, indices)):
@@ -160,14 +173,20 @@ class FaceSet:
         self.crop_size = sizes.pop()
         self.index = np.concatenate(indices)
         self._shard = np.concatenate(shard_ids)
+        self.races, self.race = tuple(codes), np.concatenate(races)
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def age(self) -> np.ndarray:
-        """Whole years, int64 of shape (n,)."""
+        """Whole years, of a range the lowest, int64 of shape (n,)."""
         return self.index["age"].astype(np.int64)
+
+    @property
+    def age_high(self) -> np.ndarray:
+        """The highest year of a range, equal to `age` where that is known; int64 of shape (n,)."""
+        return self.index["age_high"].astype(np.int64)
 
     @cached_property
     def age_branch(self) -> np.ndarray:
@@ -178,11 +197,6 @@ class FaceSet:
     def gender(self) -> np.ndarray:
         """0 Male, 1 Female, int64 of shape (n,)."""
         return self.index["gender"].astype(np.int64)
-
-    @property
-    def race(self) -> np.ndarray:
-        """0 to 4 as UTKFace numbers them, -1 where unknown, int64 of shape (n,)."""
-        return self.index["race"].astype(np.int64)
 
     @property
     def person(self) -> np.ndarray:

@@ -20,13 +20,13 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     """Writes a run's model in half the space, and beside it `card.json`, what it is and can do.
 
     Args:
-        config: The run's settings; the scores are of all three splits of its faces.
+        config: The run's settings.
         path: The file to write.
 
     Returns:
         The card: `note` (what the model's file says of itself, its settings among it), `images`
-        (how many of each data set were kept, and why not the others), `scores` of each split, and
-        `sha256` and `bytes` of the file.
+        (how many of each data set were kept, and why not the others), `scores` of each split, those
+        of each test set as `tests`, and `sha256` and `bytes` of the file.
 
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
@@ -37,15 +37,17 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
             f"Run {config.run} was trained with other settings: give those of its train command."
         )
     round_weights(model)
+    found = [
+        (split, name, scores(faces, outputs))
+        for split, name, faces, outputs in estimate_splits(model, note, config)
+    ]
     card = {
         "shipped_with": __version__,
         "note": note,
         "parameters": model.count_params(),
         "images": {name: read_manifest(config.faces / name)["counts"] for name in config.sources},
-        "scores": {
-            split: scores(faces, outputs)
-            for split, faces, outputs in estimate_splits(model, note, config)
-        },
+        "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
+        "tests": {name: figures for _, name, figures in found if name},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:

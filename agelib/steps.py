@@ -16,13 +16,12 @@ from agelib import AgelibError, drive, kept, plots, sample, score_plots
 from agelib import clean as cleaning
 from agelib import download as downloading
 from agelib import train as training
-from agelib.archives import ARCHIVES
 from agelib.backup import Backup, push_finished
 from agelib.config import Config
-from agelib.datasets import images_folder
+from agelib.datasets import check_sources, find, images_folder
 from agelib.evaluate import ESTIMATES, evaluate_run
 from agelib.mounting import check_mounted
-from agelib.own import copy_own
+from agelib.own import copy_own, is_loose
 from agelib.report import compare_table
 from agelib.shards import MANIFEST, damaged_shards, read_manifest
 
@@ -31,10 +30,11 @@ def download(name: str, config: Config) -> Path:
     """Fetches an archive, keeps a copy on Drive, and extracts it.
 
     Returns:
-        The folder with the images; your own data's as it is.
+        The folder with the images; one of your own as it is.
     """
-    if name not in ARCHIVES:
-        return _own_images(config)
+    check_sources(config)
+    if _is_yours(name, config):
+        return _your_images(name, config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
     remote = kept.archive_on_drive(name, config)
@@ -62,18 +62,18 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     faces, remote = config.faces / name, config.drive / "faces" / name
     with drive.reading(remote):
         crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
-    if crop != config.crop and name in ARCHIVES:
+    yours = _is_yours(name, config)
+    if crop != config.crop and not yours:
         raise AgelibError(
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
         )
     kept.pull_set(name, config)
-    if name in ARCHIVES:
-        _extract_again(name, config)
-    else:
-        if config.own is not None:
-            _own_images(config)  # on Colab, photos that are new on Drive since the download step
+    if yours:
+        _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
         _forget_if_changed(name, config)
+    else:
+        _extract_again(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
     return manifest
@@ -82,16 +82,24 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 def _extract_again(name: str, config: Config) -> None:
     """Makes sure that an archive's images are here, from Drive if need be."""
     archive = kept.archive_on_drive(name, config)
-    extracted = (config.raw / ARCHIVES[name].folder).exists()
+    extracted = images_folder(name, config).exists()
     # The last: somebody may have made room on Drive since.
     if not extracted and drive.holds(archive) and archive.exists():
         drive.pull(archive, config.raw / archive.name)
     downloading.extract(name, config)
 
 
-def _own_images(config: Config) -> Path:
+def _is_yours(name: str, config: Config) -> bool:
+    """Tells whether a data set is a folder of the user's, and no archive."""
+    archive = config.raw / find(name).archive.file
+    return name == "own" or (is_loose(images_folder(name, config)) and not archive.exists())
+
+
+def _your_images(name: str, config: Config) -> Path:
     """Returns the folder of your own images; the sample draws its own."""
-    folder = images_folder("own", config)
+    folder = images_folder(name, config)
+    if name != "own":
+        return folder
     if config.own is None:
         sample.make_own(folder)
     elif folder != config.own:

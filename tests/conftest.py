@@ -19,7 +19,7 @@ from skimage import data
 
 from agelib import download, sample
 from agelib.config import Config
-from agelib.labels import age_branch
+from agelib.labels import RACES, age_branch
 
 PORTRAIT = data.astronaut()[:400, 30:430]
 _DATA = pytest.StashKey[str]()
@@ -171,6 +171,7 @@ def truth(ages, genders):
         age_branch=age_branch(ages),
         gender=np.array(genders),
         race=np.arange(len(ages)) % 5,
+        races=RACES,
         person=np.arange(len(ages)),
     )
 

@@ -7,9 +7,10 @@ import pytest
 from conftest import kaggle_layout, write_zip
 
 from agelib import byhand
-from agelib.archives import ARCHIVES, unpack
+from agelib.archives import unpack
+from agelib.datasets import DATASETS
 
-UTKFACE, WIKI = ARCHIVES["utkface"], ARCHIVES["wiki"]
+UTKFACE, WIKI = DATASETS["utkface"].archive, DATASETS["wiki"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
 
 

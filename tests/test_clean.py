@@ -130,7 +130,8 @@ def test_train_and_val_share_no_person(uncleaned, monkeypatch):
         table = read_imdb_wiki(folder, "wiki").iloc[:120]
         return table.assign(person=[f"person {i // 4}" for i in range(len(table))])
 
-    monkeypatch.setitem(datasets.READERS, "wiki", few_people)
+    known = dataclasses.replace(datasets.DATASETS["wiki"], reader=few_people)
+    monkeypatch.setitem(datasets.DATASETS, "wiki", known)
     clean.clean("wiki", uncleaned)
     folder = uncleaned.faces / "wiki"
     train, val = (FaceSet([folder], split).index["person"] for split in ("train", "val"))

@@ -20,8 +20,8 @@ import requests
 from conftest import answering, kaggle_layout, serving, write_zip
 
 from agelib import AgelibError, download, files, kaggle, transfer
-from agelib.archives import ARCHIVES
 from agelib.config import Config
+from agelib.datasets import DATASETS
 from agelib.download import find_sha256
 from agelib.files import sha256
 
@@ -139,7 +139,7 @@ def offline(no_mirror, monkeypatch):
 @pytest.mark.parametrize("name", ["wiki", "utkface"])
 def test_an_archive_arrives_whole_from_a_mirror(name, mirrors, config):
     path = download.fetch(name, config)
-    assert path == config.raw / ARCHIVES[name].file
+    assert path == config.raw / DATASETS[name].archive.file
     assert path.read_bytes() == (mirrors / path.name).read_bytes()
     assert listing(config.raw) == [path.name, f"{path.name}.json"]
 
@@ -199,8 +199,8 @@ def test_an_archive_with_another_sum_leaves_nothing_behind(mirrors, config):
 def official(monkeypatch, name, url, path):
     """Lets an archive's official home be a small one on this machine."""
     digest = files.hash_file(path, "md5")
-    archive = dataclasses.replace(ARCHIVES[name], url=f"{url}/{path.name}", md5=digest)
-    monkeypatch.setitem(ARCHIVES, name, archive)
+    archive = dataclasses.replace(DATASETS[name].archive, url=f"{url}/{path.name}", md5=digest)
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], archive=archive))
 
 
 @pytest.mark.parametrize("kind", ["folder", "url"])
@@ -215,8 +215,8 @@ def test_what_the_mirror_lacks_comes_from_its_home(kind, home, url, config, monk
 
 
 def test_what_neither_the_mirror_nor_its_home_has_names_both(mirrors, config, monkeypatch):
-    archive = dataclasses.replace(ARCHIVES["imdb"], url="http://127.0.0.1:9/imdb_crop.tar")
-    monkeypatch.setitem(ARCHIVES, "imdb", archive)
+    archive = dataclasses.replace(DATASETS["imdb"].archive, url="http://127.0.0.1:9/imdb_crop.tar")
+    monkeypatch.setitem(DATASETS, "imdb", dataclasses.replace(DATASETS["imdb"], archive=archive))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(AgelibError) as caught:
         download.fetch("imdb", config)
@@ -234,7 +234,7 @@ def test_the_sample_has_no_other_home_than_its_mirror(tmp_path):
         download.fetch("wiki", config)
     text = str(caught.value)
     assert text.endswith(f": delete {config.mirror} and run the download step again.")
-    assert ARCHIVES["wiki"].home not in text
+    assert DATASETS["wiki"].home not in text
     assert "AGELIB_MIRROR" not in text
 
 
@@ -293,10 +293,10 @@ def test_no_space_is_noticed_before_the_copy(home, config, monkeypatch):
 @pytest.mark.parametrize("name", ["wiki", "imdb", "utkface"])
 @pytest.mark.usefixtures("offline")
 def test_without_network_the_message_names_the_way_out(name, config):
-    archive = ARCHIVES[name]
+    archive = DATASETS[name].archive
     with pytest.raises(AgelibError) as caught:
         download.fetch(name, config)
-    for part in (archive.file, archive.home, "AGELIB_MIRROR", "name not resolved"):
+    for part in (archive.file, DATASETS[name].home, "AGELIB_MIRROR", "name not resolved"):
         assert part in str(caught.value)
     assert_readable(caught)
     assert listing(config.raw) == []
@@ -314,7 +314,7 @@ def test_official_archives_are_checked_against_their_md5(config, monkeypatch):
     with pytest.raises(AgelibError, match="does not have the MD5 f536eb7f5eae229ae8f286184364b42b"):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
-    archive = ARCHIVES["wiki"]
+    archive = DATASETS["wiki"].archive
     assert asked == [archive.url]
     assert archive.url == (
         "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static/wiki_crop.tar"
@@ -329,8 +329,10 @@ def home_says(no_mirror, monkeypatch):
 
         def says(content, *kind):
             url = stack.enter_context(serving(answering(content, *kind)))
-            archive = dataclasses.replace(ARCHIVES["utkface"], url=f"{url}/download?id=1")
-            monkeypatch.setitem(ARCHIVES, "utkface", archive)
+            archive = dataclasses.replace(DATASETS["utkface"].archive, url=f"{url}/download?id=1")
+            monkeypatch.setitem(
+                DATASETS, "utkface", dataclasses.replace(DATASETS["utkface"], archive=archive)
+            )
 
         yield says
 
@@ -420,7 +422,7 @@ def test_the_message_names_what_each_place_said_and_every_way_round(home_says, c
         "Quota exceeded",
         "from Kaggle: no connection to 127.0.0.1",
         "try again later",
-        ARCHIVES["utkface"].home,
+        DATASETS["utkface"].home,
         "https://www.kaggle.com/datasets/jangedoo/utkface-new",
         f"  {config.drive / 'archives'} (make that folder if it is missing) or\n  {config.raw};",
         "UTKFace.tar.gz, UTKFace.zip, utkface-new.zip, archive.zip",
@@ -458,7 +460,7 @@ def test_no_space_is_noticed_before_utkface_is_written(home_says, on_kaggle, con
 
 def test_the_licence_is_shown_when_something_is_fetched(home, config, capsys):
     download.fetch("wiki", config)
-    shown = f"wiki_crop.tar: academic research only ({ARCHIVES['wiki'].home})"
+    shown = f"wiki_crop.tar: academic research only ({DATASETS['wiki'].home})"
     assert shown in capsys.readouterr().err
     download.fetch("wiki", config)
     assert capsys.readouterr().err == ""
@@ -837,7 +839,7 @@ def test_no_space_is_noticed_before_the_first_byte_is_written(line, config, monk
 def test_extracting_gives_the_archives_folder(name, expected, home, config):
     download.fetch(name, config)
     folder = download.extract(name, config)
-    assert folder == config.raw / ARCHIVES[name].folder
+    assert folder == config.raw / DATASETS[name].archive.folder
     assert contents(folder) == expected
 
 
@@ -887,7 +889,7 @@ def test_no_space_is_noticed_before_extracting(config, monkeypatch):
 
 def assert_refused(name, config, sentence):
     """Extracts what must be refused in one sentence, with nothing half done left behind."""
-    file = config.raw / ARCHIVES[name].file
+    file = config.raw / DATASETS[name].archive.file
     with pytest.raises(AgelibError, match=sentence) as caught:
         download.extract(name, config)
     assert file.name in str(caught.value)

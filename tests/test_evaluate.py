@@ -110,7 +110,7 @@ def test_a_lost_list_of_estimates_is_made_again(run):
 def test_data_sets_in_other_roles_are_evaluated_anew(run):
     assert evaluate_run(run)["n"] == N_UTKFACE
     with pytest.raises(AgelibError, match="split into train, val and test by other settings"):
-        evaluate_run(dataclasses.replace(run, train_sources=("utkface",), test_source="wiki"))
+        evaluate_run(dataclasses.replace(run, train_sources=("utkface",), test_sources=("wiki",)))
 
 
 def test_groups_add_up_to_all_faces(run):

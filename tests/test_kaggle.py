@@ -5,9 +5,10 @@ import pytest
 from conftest import answering, kaggle_layout, serving, write_zip
 
 from agelib import AgelibError, files, kaggle, transfer
-from agelib.archives import ARCHIVES, unpack
+from agelib.archives import unpack
+from agelib.datasets import DATASETS
 
-UTKFACE = ARCHIVES["utkface"]
+UTKFACE = DATASETS["utkface"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
 
 

@@ -18,7 +18,7 @@ ROOT = Path(agelib.__file__).parents[1]
 VALUES = {
     "profile": "imdb-wiki",
     "train_sources": ["imdb", "utkface"],
-    "test_source": "imdb",
+    "test_sources": ["imdb", "own"],
     "backbone": "EfficientNetB7",
     "weights": "some/file.h5",
     "crop_size": "72",
@@ -74,6 +74,7 @@ def test_every_setting_is_an_option_of_every_command(asked, command):
     expected = {
         **VALUES,
         "train_sources": ("imdb", "utkface"),
+        "test_sources": ("imdb", "own"),
         "own": Path.cwd(),
         "data": Path("some/where").absolute(),
         **{name: int(VALUES[name]) for name in ("crop_size", "image_size", "epochs")},
@@ -105,7 +106,7 @@ def test_weights_none_overrides_a_profile(asked):
     [
         (["--backbone", "ResNet50"], "agelib: backbone is 'ResNet50', but must be one of"),
         (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 16 to 600 pixels."),
-        (["--test-source", "faces"], "agelib: test_source is 'faces', but must be"),
+        (["--test-source", "a/b"], "agelib: test_sources is ('a/b',), but must be"),
         (["--run", "a/b"], "agelib: run is 'a/b', but must be a plain name"),
         (["--epochs", "0"], "agelib: epochs is 0, but must be 1 or more."),
     ],
@@ -144,7 +145,7 @@ def test_help_explains_every_setting_that_matters(capsys, command):
     text = " ".join(capsys.readouterr().out.split())
     settings = {field.name: field.metadata["help"].split(";")[0] for field in fields(Config)}
     place = {"profile", "data", "run"}
-    few = {"predict": place, "serve": place, "export": place | {"test_source"}}
+    few = {"predict": place, "serve": place, "export": place | {"test_sources"}}
     explained = few.get(command, set(settings))
     for name, meaning in settings.items():
         assert (f"--{name.replace('_', '-')} " in text) == (name in explained), name

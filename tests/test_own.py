@@ -9,7 +9,7 @@ from PIL import Image
 
 from agelib import AgelibError
 from agelib.labels import count_reasons
-from agelib.own import copy_own, read_own
+from agelib.own import copy_own, read_labelled
 
 HEADER = "path,age,gender\n"
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def read(folder, text, encoding="utf-8"):
     (folder / "labels.csv").write_text(text, encoding=encoding)
-    return read_own(folder).set_index("path")
+    return read_labelled(folder).set_index("path")
 
 
 def test_labels_come_from_the_file(folder):
@@ -217,13 +217,13 @@ def test_a_copy_that_drive_breaks_off_is_one_sentence(folder, tmp_path, monkeypa
 
 def test_a_folder_without_labels_is_told_what_to_write(folder):
     with pytest.raises(AgelibError, match=r"labels\.csv is missing: write one with the columns"):
-        read_own(folder)
+        read_labelled(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("file,age,gender\na.jpg,3,1\n", "columns file, age, gender, but not path"),
+        ("image,age,gender\na.jpg,3,1\n", "columns image, age, gender, but not path"),
         ("a.jpg,34,1\nb.PNG,7,0\n", "but not path, age, gender"),
         (HEADER, "names no image"),
         ("", "no CSV file"),
@@ -240,4 +240,4 @@ def test_a_file_that_is_no_table_of_labels_is_told_why(folder, text, says):
 def test_a_file_that_is_no_text_is_told_so(folder):
     (folder / "labels.csv").write_bytes(bytes(range(256)) * 8)
     with pytest.raises(AgelibError, match="no text in UTF-8"):
-        read_own(folder)
+        read_labelled(folder)

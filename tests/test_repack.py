@@ -8,10 +8,11 @@ import pytest
 from conftest import kaggle_layout, write_zip
 
 from agelib import AgelibError, files, repack
-from agelib.archives import ARCHIVES, unpack, verify
+from agelib.archives import unpack, verify
+from agelib.datasets import DATASETS
 from agelib.labels import read_utkface
 
-UTKFACE = ARCHIVES["utkface"]
+UTKFACE = DATASETS["utkface"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
 
 
@@ -114,7 +115,7 @@ def test_subfolders_are_kept(tmp_path):
     source = write_zip(
         tmp_path / "a.zip", {"x/wiki_crop/00/a.jpg": b"a", "x/wiki_crop/w.mat": b"w"}
     )
-    repack.pack(source, ARCHIVES["wiki"], target)
+    repack.pack(source, DATASETS["wiki"].archive, target)
     assert packed(target) == {"wiki_crop/00/a.jpg": b"a", "wiki_crop/w.mat": b"w"}
     assert target.read_bytes()[257:262] == b"ustar"
 

@@ -10,10 +10,10 @@ import scipy.io
 from PIL import Image
 
 from agelib import sample
-from agelib.download import ARCHIVES
+from agelib.datasets import DATASETS
 from agelib.files import sha256
 from agelib.labels import count_reasons, read_imdb_wiki, read_utkface
-from agelib.own import read_own
+from agelib.own import read_labelled
 from agelib.portrait import _portrait
 
 
@@ -81,9 +81,11 @@ def test_making_archives_takes_no_network(tmp_path, monkeypatch):
 def test_the_archives_names_and_folders_are_the_official_ones(tmp_path):
     paths = sample.make_archives(tmp_path)
     for path, name in zip(paths, ("wiki", "utkface"), strict=True):
-        assert path.name == ARCHIVES[name].file
+        assert path.name == DATASETS[name].archive.file
         with tarfile.open(path) as tar:
-            assert {entry.split("/")[0] for entry in tar.getnames()} == {ARCHIVES[name].folder}
+            assert {entry.split("/")[0] for entry in tar.getnames()} == {
+                DATASETS[name].archive.folder
+            }
 
 
 @pytest.mark.usefixtures("small")
@@ -132,7 +134,7 @@ def test_every_trouble_of_utkface_is_there(utkface):
 
 @pytest.mark.parametrize("name", ["wiki", "utkface"])
 def test_a_cut_off_and_an_empty_image_are_among_the_kept(name, sample_config):
-    folder = sample_config.raw / ARCHIVES[name].folder
+    folder = sample_config.raw / DATASETS[name].archive.folder
     table = read_utkface(folder) if name == "utkface" else read_imdb_wiki(folder, name)
     contents = [(folder / path).read_bytes() for path in table.loc[table["reject"] == "", "path"]]
     assert sum(content == b"" for content in contents) == 1
@@ -166,7 +168,7 @@ def test_images_are_rgb_jpegs_of_the_official_sizes(wiki, utkface):
 
 def test_a_folder_of_own_photos_has_labels_for_all_but_the_badly_named(tmp_path):
     folder = sample.make_own(tmp_path / "own")
-    counts = count_reasons(read_own(folder)).to_dict()
+    counts = count_reasons(read_labelled(folder)).to_dict()
     assert counts == {"kept": 145, "age": 3, "unlabelled": 1}
 
 

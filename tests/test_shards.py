@@ -6,7 +6,7 @@ import pytest
 
 from agelib import AgelibError, shards
 from agelib.files import write_json
-from agelib.labels import person_hash
+from agelib.labels import RACES, person_hash
 from agelib.portrait import draw_portrait
 
 SIZE = 64
@@ -17,7 +17,7 @@ def face(seed):
 
 
 def row(path, age=30, gender=1, race=-1, person="1000"):
-    labels = {"age": age, "gender": gender, "race": race}
+    labels = {"age": age, "age_high": age, "gender": gender, "race": race}
     return labels | {"path": path, "person": person_hash(person)}
 
 
@@ -33,7 +33,10 @@ def make(tmp_path):
             files = shards.write_shard(folder, name, jpegs, [row for _, row in faces])
             notes[name] = {"files": files}
         crop = {"crop_size": crop_size, "margin": 0.3}
-        write_json(folder / "manifest.json", {"format": version, "crop": crop, "shards": notes})
+        write_json(
+            folder / "manifest.json",
+            {"format": version, "crop": crop, "races": RACES, "shards": notes},
+        )
         return folder
 
     return make
@@ -251,7 +254,9 @@ def test_a_folder_without_manifest_names_the_notebook(tmp_path):
 
 def test_a_later_format_is_refused(make):
     folder = make({"train-00000": [(face(0), row("a.jpg"))]}, version=shards.FORMAT + 1)
-    with pytest.raises(AgelibError, match="has format 2, this agelib reads 1"):
+    with pytest.raises(
+        AgelibError, match=r"has format 3, but this version .* reads format 2: delete"
+    ):
         shards.FaceSet([folder], "train")
 
 

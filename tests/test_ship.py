@@ -116,7 +116,7 @@ def test_faces_of_another_crop_are_refused(trained_alone, shipped_before):
 
 
 def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_before):
-    other = dataclasses.replace(trained_alone, test_source="wiki")
+    other = dataclasses.replace(trained_alone, test_sources=("wiki",))
     with pytest.raises(AgelibError, match="trained with other settings"):
         ship(other, shipped_before)
 

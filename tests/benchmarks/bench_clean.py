@@ -22,9 +22,9 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib import clean, crops, datasets, faces, sample, shards
-from agelib.archives import ARCHIVES
 from agelib.backend import tf
 from agelib.config import Config
+from agelib.datasets import DATASETS
 from agelib.download import extract, fetch
 
 CONFIDENT = 0.9
@@ -39,7 +39,9 @@ def pick_images(count: int, config: Config) -> pd.DataFrame:
         extract(name, config)
         table = datasets.read_table(name, config).query("reject == ''")
         rows = table.sample(min(len(table), count // len(config.sources)), random_state=0)
-        tables.append(rows.assign(path=ARCHIVES[name].folder + "/" + rows["path"], split="test"))
+        tables.append(
+            rows.assign(path=DATASETS[name].archive.folder + "/" + rows["path"], split="test")
+        )
     return pd.concat(tables, ignore_index=True)
 
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import mutations
 
 from agelib import clean, datasets, sample
-from agelib.archives import ARCHIVES
 from agelib.config import Config
+from agelib.datasets import DATASETS
 from agelib.download import extract, fetch
 from agelib.shards import FaceSet
 
@@ -44,7 +44,7 @@ def find_sources(config: Config, count: int) -> list[Path]:
         extract(name, config)
         rows = datasets.read_table(name, config).query("reject == ''")
         paths = rows.sample(min(len(rows), count), random_state=0)["path"]
-        sources += [config.raw / ARCHIVES[name].folder / path for path in paths]
+        sources += [config.raw / DATASETS[name].archive.folder / path for path in paths]
     return sources
 
 

@@ -24,9 +24,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib import sample
-from agelib.archives import ARCHIVES
 from agelib.config import Config
-from agelib.datasets import read_table
+from agelib.datasets import DATASETS, read_table
 from agelib.download import extract, fetch
 from agelib.shards import FaceSet
 
@@ -48,7 +47,7 @@ def clean_images(count: int, config: Config, faces: Path) -> None:
     from agelib.clean import clean_table  # loads TensorFlow, which reading does not
 
     table = repeated(read_table("wiki", config), count)
-    clean_table(table, config.raw / ARCHIVES["wiki"].folder, faces, "benchmark", config)
+    clean_table(table, config.raw / DATASETS["wiki"].archive.folder, faces, "benchmark", config)
 
 
 def read_faces(count: int, config: Config, faces: Path) -> None:

@@ -97,7 +97,7 @@ def main() -> None:
     )
     trained = [config.faces / name for name in config.train_sources]
     faces = {split: FaceSet(trained, split) for split in ("train", "val")}
-    faces["test"] = FaceSet([config.faces / config.test_source], "test")
+    faces["test"] = FaceSet([config.faces / config.test_sources[0]], "test")
     train(config)
     ours, _ = load_model(config.run_folder / "model.keras")
     theirs = train_reference(faces["train"], faces["val"], config.image_size, config.epochs)
