@@ -49,11 +49,7 @@ BACKBONES = {
     "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, lite=True),
 }
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
-<<<<<<< .merge_file_iBOGzd
 WEIGHT_FILES = (".keras", ".h5", ".npz")
-SOURCES = ("wiki", "imdb", "utkface", "own")
-=======
->>>>>>> .merge_file_T7j1an
 
 
 def on_colab() -> bool:
@@ -85,13 +81,6 @@ class Config:
     profile: str = _setting(
         "sample", "sample (the default), wiki, imdb-wiki or own; gives the other defaults"
     )
-<<<<<<< .merge_file_iBOGzd
-    train_sources: tuple[str, ...] = _setting(("wiki",), "data sets that give train and val")
-    test_source: str = _setting("utkface", "data set that gives test")
-    backbone: str = _setting(
-        "EfficientNetB0", "EfficientNetB0 to EfficientNetB7, or EfficientNetLite0 to Lite4"
-    )
-=======
     train_sources: tuple[str, ...] = _setting(
         ("wiki",),
         "data sets that give train and val: wiki, imdb, utkface, own, or the name of any folder or "
@@ -100,8 +89,9 @@ class Config:
     test_sources: tuple[str, ...] = _setting(
         ("utkface",), "data sets that give test, the one to report first"
     )
-    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to EfficientNetB7")
->>>>>>> .merge_file_T7j1an
+    backbone: str = _setting(
+        "EfficientNetB0", "EfficientNetB0 to EfficientNetB7, or EfficientNetLite0 to Lite4"
+    )
     weights: str | None = _setting(
         None,
         "none, imagenet, noisy-student, agelib (the pretrained model), a .keras, .h5 or .npz file",
