@@ -13,17 +13,20 @@ from typing import Any
 
 from agelib import AgelibError, first_line
 from agelib.augment import build_augmentation
-from agelib.backbone import DROP_CONNECT_RATE, DROPOUT, build_backbone
+from agelib.backbone import DROP_CONNECT_RATE, build_backbone
 from agelib.backend import keras
+from agelib.config import BACKBONES
 from agelib.files import atomic, remove_partials
 from agelib.hardware import computing_in
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "model.keras"
 
-# What the ImageNet weights were trained with, on pixels of 0 to 1.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+# What the ImageNet weights were trained with, on pixels of 0 to 255.
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+_LITE_MEAN = (127.0, 127.0, 127.0)
+_LITE_STD = (128.0, 128.0, 128.0)
 _NOTE = "agelib.json"
 # What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
 # one does not know; UserWarning: see `load_model`.
@@ -52,7 +55,7 @@ def build_model(
     """Builds the network that estimates age and gender from a face.
 
     Args:
-        backbone: "EfficientNetB0" to "EfficientNetB7".
+        backbone: One of `agelib.config.BACKBONES`.
         image_size: Pixels per side.
         weights: As `agelib.config.Config` takes them; None starts from scratch.
         augment: Whether training images are varied.
@@ -72,9 +75,10 @@ def build_model(
     with computing_in("float32"):
         if augment:
             x = build_augmentation()(x)
+        mean, std = (_LITE_MEAN, _LITE_STD) if BACKBONES[backbone].lite else (_MEAN, _STD)
         x = keras.layers.Rescaling(
-            [1 / (255 * std) for std in _STD],
-            [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
+            [1 / s for s in std],
+            [-m / s for m, s in zip(mean, std, strict=True)],
             name="normalisation",
         )(x)
     if weights == "agelib":
@@ -82,7 +86,7 @@ def build_model(
     from_backbone = weights if not str(weights).endswith(".keras") else None
     x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    x = keras.layers.Dropout(DROPOUT[backbone], name="dropout")(x)
+    x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
     age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(x)
     age = keras.layers.Softmax(dtype="float32", name="age")(age)
     gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(x)
@@ -112,18 +116,12 @@ def freeze_backbone(model: keras.Model) -> None:
 
 
 def unfreeze_backbone(model: keras.Model) -> None:
-    """Lets training reach the backbone again, but for its BatchNorm layers.
-
-    Those go on with the statistics of the many images they come from.
+    """Lets training reach the whole backbone again.
 
     Args:
         model: From `build_model`, its backbone frozen.
     """
-    backbone = _backbone_of(model)
-    backbone.trainable = True
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
+    _backbone_of(model).trainable = True
 
 
 def scale_logits(model: keras.Model, head: str, temperature: float) -> None:

@@ -6,25 +6,8 @@ import numpy as np
 
 from agelib.backend import tf
 from agelib.faces import resize
-from agelib.labels import MAX_AGE, MIN_AGE
+from agelib.labels import age_branch
 from agelib.shards import FaceSet
-
-LABEL_SIGMA = 2.0
-
-
-def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
-    """Returns for each age a bell curve around it, to learn from neighbouring ages too.
-
-    Label distribution learning: Geng et al., "Facial Age Estimation by Learning from Label
-    Distributions", AAAI 2010.
-
-    Returns:
-        float32 of shape (85, 85); row i is the target for age i + 1 and sums to 1.
-    """
-    ages = np.arange(MIN_AGE, MAX_AGE + 1)
-    curves = np.exp(-((ages[:, None] - ages) ** 2) / (2 * sigma**2))
-    return (curves / curves.sum(axis=1, keepdims=True)).astype(np.float32)
-
 
 def train_batches(
     faces: FaceSet,
@@ -51,7 +34,9 @@ def train_batches(
 
     Returns:
         Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
-        a dict with `age` (batch_size, 85), `age_branch` and `gender` (batch_size,).
+        a dict of int32: `age` (batch_size, 2), the lowest and the highest year that the label
+        allows, which are the same where it is exact; `age_branch` (batch_size,), -1 where the label
+        allows several; `gender` (batch_size,).
     """
 
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -82,10 +67,13 @@ def _draw(weights: np.ndarray, seed: Sequence[int]) -> np.ndarray:
 
 def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:
     """Turns batches of face numbers into batches of images and targets."""
-    ages, branches, genders = (
-        tf.constant(values, tf.int32) for values in (faces.age, faces.age_branch, faces.gender)
-    )
-    distributions = tf.constant(age_distributions())
+    branches = np.where(faces.age_branch == age_branch(faces.age_high), faces.age_branch, -1)
+    labels = {
+        "age": np.stack([faces.age, faces.age_high], axis=1),
+        "age_branch": branches,
+        "gender": faces.gender,
+    }
+    labels = {name: tf.constant(values, tf.int32) for name, values in labels.items()}
 
     def read(batch: np.ndarray) -> np.ndarray:
         return np.array([faces.jpeg(i) for i in batch], dtype=object)
@@ -104,11 +92,6 @@ def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.
         if image_size != faces.crop_size:
             images = tf.numpy_function(resize_all, [images], tf.uint8)
             images = tf.ensure_shape(images, (None, image_size, image_size, 3))
-        targets = {
-            "age": tf.gather(distributions, tf.gather(ages, batch) - MIN_AGE),
-            "age_branch": tf.gather(branches, batch),
-            "gender": tf.gather(genders, batch),
-        }
-        return images, targets
+        return images, {name: tf.gather(values, batch) for name, values in labels.items()}
 
     return indices.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

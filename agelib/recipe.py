@@ -7,14 +7,18 @@ import numpy as np
 from agelib.backend import keras, tf
 from agelib.calibration import fit_temperature
 from agelib.inference import estimate_views
-from agelib.labels import AGE_BRANCHES, GENDERS, MIN_AGE
+from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE, age_branch
 from agelib.model import scale_logits
 from agelib.shards import FaceSet
 
 HEADS_RATE = 5  # times the learning rate, while new heads learn alone
+LABEL_SIGMA = 2.0  # years
 _WARM_UP_SHARE = 0.1
 _WEIGHT_DECAY = 1e-3
 _MOST_OFTEN = 20
+_GENDER_SMOOTHING = 0.05
+# The weights are averaged over this share of the steps, up to so many.
+_AVERAGED_SHARE, _MOST_AVERAGED = 0.05, 1000
 
 
 def face_weights(age_branch: np.ndarray, gender: np.ndarray) -> np.ndarray:
@@ -55,27 +59,32 @@ def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.Learni
     )
 
 
-def compile_model(model: keras.Model) -> None:
-    """Sets losses, metrics and the optimizer.
+def compile_model(model: keras.Model, steps: int) -> None:
+    """Sets losses, metrics and the optimizer, which averages the weights over the last steps.
 
-    The age is learned twice: as a distribution over the years, which knows that 38 is nearly 39,
-    and by the probability of the right branch, which is what the results table counts.
+    Polyak & Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM Journal on
+    Control and Optimization 1992.
 
     Args:
         model: From `build_model`.
+        steps: Training steps in all.
     """
-    optimizer = keras.optimizers.AdamW(weight_decay=_WEIGHT_DECAY)
+    averaged = min(_MOST_AVERAGED, _AVERAGED_SHARE * steps)
+    optimizer = keras.optimizers.AdamW(
+        weight_decay=_WEIGHT_DECAY, use_ema=True, ema_momentum=1 - 1 / max(2, averaged)
+    )
     # Left to Keras, a checkpoint would come back without it, and lose all the optimizer's state.
     if model.get_layer("age_logits").compute_dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    set_losses(model, optimizer)
+
+
+def set_losses(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compiles a model with this recipe's losses and metrics, and an optimizer as it is."""
     model.compile(
         optimizer,
-        loss={
-            "age": "categorical_crossentropy",
-            "age_branch": "sparse_categorical_crossentropy",
-            "gender": "sparse_categorical_crossentropy",
-        },
-        metrics={"age": [YearsOff()], "age_branch": ["accuracy"], "gender": ["accuracy"]},
+        loss={"age": AgeLoss(), "age_branch": None, "gender": GenderLoss()},
+        metrics={"age": [YearsOff()], "age_branch": [BranchAccuracy()], "gender": ["accuracy"]},
         # Left to Keras, XLA would compile for a CPU too, which then trains at a fifth of its speed.
         jit_compile=False,
     )
@@ -99,9 +108,78 @@ def calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
     return temperatures
 
 
+def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
+    """Returns for each age a bell curve around it, to learn from neighbouring ages too.
+
+    Label distribution learning: Geng et al., "Facial Age Estimation by Learning from Label
+    Distributions", AAAI 2010.
+
+    Returns:
+        float32 of shape (85, 85); row i is the target for age i + 1 and sums to 1.
+    """
+    ages = np.arange(MIN_AGE, MAX_AGE + 1)
+    curves = np.exp(-((ages[:, None] - ages) ** 2) / (2 * sigma**2))
+    return (curves / curves.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@keras.saving.register_keras_serializable("agelib")
+class AgeLoss(keras.losses.Loss):
+    """What the probabilities of the years 1 to 85 cost, given labels (batch, 2) of lowest, highest.
+
+    An exact age is learned twice: as a distribution over the years, which knows that 38 is nearly
+    39, and by the probability of its branch, which is what the results table counts. Of a range
+    only the probability of its years is learned.
+    """
+
+    def __init__(self, name: str = "age_loss"):
+        super().__init__(name=name)
+
+    def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+        """Returns the cost of each face, float32 of shape (batch,)."""
+        ages = tf.range(MIN_AGE, MAX_AGE + 1)
+        low, high = tf.unstack(tf.cast(true, tf.int32), axis=-1)
+        exact = tf.cast(low == high, tf.float32)
+        branches = tf.constant(AGE_BRANCHES)
+        whole = tf.gather(branches, tf.searchsorted(branches[:, 1], low))
+        allowed = tf.where(low == high, whole[:, 0], low), tf.where(low == high, whole[:, 1], high)
+        within = (ages >= allowed[0][:, None]) & (ages <= allowed[1][:, None])
+        logs = tf.math.log(tf.clip_by_value(predicted, 1e-7, 1.0))
+        curve = tf.gather(tf.constant(age_distributions()), low - MIN_AGE)
+        likelihood = tf.reduce_sum(tf.where(within, predicted, 0.0), axis=-1)
+        return -exact * tf.reduce_sum(curve * logs, axis=-1) - tf.math.log(
+            tf.clip_by_value(likelihood, 1e-7, 1.0)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what Keras needs to make the loss again."""
+        return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable("agelib")
+class GenderLoss(keras.losses.Loss):
+    """Cross-entropy of the gender, its labels smoothed: some of them are wrong.
+
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
+    """
+
+    def __init__(self, name: str = "gender_loss"):
+        super().__init__(name=name)
+
+    def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+        """Returns the cost of each face, float32 of shape (batch,)."""
+        one_hot = tf.one_hot(tf.cast(true, tf.int32), len(GENDERS))
+        return keras.losses.categorical_crossentropy(
+            one_hot, predicted, label_smoothing=_GENDER_SMOOTHING
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what Keras needs to make the loss again."""
+        return {"name": self.name}
+
+
 @keras.saving.register_keras_serializable("agelib")
 class YearsOff(keras.metrics.MeanMetricWrapper):
-    """Mean absolute difference, in years, between the likeliest age and the estimated median."""
+    """Mean distance in years of the estimated median from the label, 0 within a range."""
 
     def __init__(self, name: str = "mae", dtype: str | None = None):
         super().__init__(_years_off, name=name, dtype=dtype)
@@ -113,5 +191,22 @@ class YearsOff(keras.metrics.MeanMetricWrapper):
 
 def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
     below = tf.cumsum(tf.cast(predicted, tf.float32), axis=-1)
-    median = tf.reduce_sum(tf.cast(below < 0.5, tf.float32), axis=-1)
-    return tf.abs(tf.cast(tf.argmax(true, axis=-1), tf.float32) - median)
+    median = MIN_AGE + tf.reduce_sum(tf.cast(below < 0.5, tf.float32), axis=-1)
+    low, high = tf.unstack(tf.cast(true, tf.float32), axis=-1)
+    return tf.maximum(0.0, tf.maximum(low - median, median - high))
+
+
+@keras.saving.register_keras_serializable("agelib")
+class BranchAccuracy(keras.metrics.Mean):
+    """Share of faces whose likeliest branch is the label's; a label of several does not count."""
+
+    def __init__(self, name: str = "accuracy", dtype: str | None = None):
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(
+        self, true: tf.Tensor, predicted: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> None:
+        """Counts labels (batch,), -1 for several branches, and probabilities (batch, 5)."""
+        true = tf.reshape(tf.cast(true, tf.int64), (-1,))
+        right = true == tf.argmax(predicted, axis=-1)
+        super().update_state(tf.cast(right, tf.float32), tf.cast(true >= 0, tf.float32))
