@@ -38,9 +38,7 @@ class RandomLight(keras.layers.Layer):
         **kwargs: As for every Keras layer.
     """
 
-    def __init__(
-        self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any
-    ):
+    def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.darkest, self.gamma, self.colour, self.contrast = darkest, gamma, colour, contrast
         self._generator = keras.random.SeedGenerator()

@@ -95,7 +95,9 @@ def _lite(
             se_ratio=None,
             input_filters=round_filters(block.input_filters, spec.width, 8),
             output_filters=round_filters(block.output_filters, spec.width, 8),
-            num_repeat=block.num_repeat if i in ends else round_repeats(block.num_repeat, spec.depth),
+            num_repeat=block.num_repeat
+            if i in ends
+            else round_repeats(block.num_repeat, spec.depth),
         )
         for i, block in enumerate(DEFAULT_BLOCKS_ARGS)
     ]

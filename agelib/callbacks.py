@@ -1,6 +1,7 @@
 """What happens around each step and epoch: seeds, learning rate, progress bar, checkpoint."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,18 @@ def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoints" / "last.keras"
 
 
+def best_weights_path(folder: Path) -> Path:
+    """Returns where a run keeps the weights of its best epoch so far."""
+    return folder / "checkpoints" / "best.npz"
+
+
 def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
-    """Writes a run's history, one row an epoch, to history.csv and returns it."""
+    """Writes a run's history, one row an epoch, to history.csv and returns it.
+
+    The column `best` marks the epoch with the lowest validation loss, whose model is the run's.
+    """
     table = pd.DataFrame(history)
+    table["best"] = table.index == table["val_loss"].idxmin()
     with atomic(folder / "history.csv") as partial:
         table.to_csv(partial, index=False)
     return table
@@ -94,7 +104,15 @@ class Progress(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps each finished epoch: model, optimizer and history in one file, whole or not at all."""
+    """Keeps each finished epoch, and the averaged weights of the best one, whole or not at all.
+
+    Args:
+        folder: The run's.
+        history: The epochs that are done; each finished one is added.
+        note: What the checkpoint says of itself, beside the history and the `seconds` it took.
+        remote: The run's folder on Drive, or None.
+        on_epoch: Called after each epoch with the history so far.
+    """
 
     def __init__(
         self,
@@ -109,13 +127,23 @@ class Checkpoint(keras.callbacks.Callback):
         self._backup = Backup(folder, remote) if remote else None
         self._on_epoch = on_epoch
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        self._began = time.monotonic()
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the files, sends them to Drive, and tells the caller."""
         values = {name: float(value) for name, value in logs.items()}
         if not all(map(math.isfinite, values.values())):
             self.model.stop_training = True
             return
+        best = best_weights_path(self._folder)
+        before = [row["val_loss"] for row in self._history] if best.exists() else []
+        if values["val_loss"] < min(before, default=math.inf):
+            with atomic(best) as partial, open(partial, "wb") as file:
+                np.savez(file, *averaged_weights(self.model))
         self._history.append({"epoch": epoch + 1, **values})
+        self._note["seconds"] += time.monotonic() - self._began
         save_model(
             self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
         )
@@ -123,3 +151,21 @@ class Checkpoint(keras.callbacks.Callback):
         if self._backup:
             self._backup.push()
         self._on_epoch(history)
+
+
+def averaging(model: keras.Model) -> list[keras.callbacks.Callback]:
+    """Returns the callback that validates with averaged weights, if the optimizer has them."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return [keras.callbacks.SwapEMAWeights()] if optimizer.use_ema else []
+
+
+def averaged_weights(model: keras.Model) -> list[np.ndarray]:
+    """Returns a model's weights as its optimizer averages them, if it does."""
+    swaps = averaging(model)
+    for swap in swaps:
+        swap.set_model(model)
+        swap.on_test_begin()
+    weights = model.get_weights()
+    for swap in swaps:
+        swap.on_test_end()
+    return weights

@@ -12,7 +12,6 @@ from agelib import AgelibError
 from agelib.profiles import PROFILES
 
 
-
 @dataclass(frozen=True)
 class Backbone:
     """What makes one EfficientNet of the family.

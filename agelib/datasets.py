@@ -31,6 +31,8 @@ class DataSet:
         reader: Takes the folder that the archive unpacks to, and returns one row for each image:
             `path`, `age`, `gender`, `person`, `race` and `reject`; `age_high` where ages are
             ranges, and `split` where the set has official ones ("" elsewhere).
+        sampling_weight: How often training shows its faces, relative to those of a set whose labels
+            were checked.
         same_people: The data sets that show people of this one under the same identities.
     """
 
@@ -39,9 +41,13 @@ class DataSet:
     home: str = ""
     reader: Callable[[Path], pd.DataFrame] = read_labelled
     same_people: tuple[str, ...] = ()
+    sampling_weight: float = 1.0
 
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
+
+# A name, a date of birth and a photo's year from the web: some faces are of another person.
+_UNCHECKED = 0.5
 
 DATASETS = {
     "wiki": DataSet(
@@ -56,6 +62,7 @@ DATASETS = {
         _IMDB_WIKI,
         functools.partial(read_imdb_wiki, name="wiki"),
         ("imdb",),
+        _UNCHECKED,
     ),
     "imdb": DataSet(
         Archive(
@@ -69,6 +76,7 @@ DATASETS = {
         _IMDB_WIKI,
         functools.partial(read_imdb_wiki, name="imdb"),
         ("wiki",),
+        _UNCHECKED,
     ),
     "utkface": DataSet(
         Archive(

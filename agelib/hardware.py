@@ -1,10 +1,11 @@
 """What there is to train on, and how: one device or several, in which precision."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agelib import AgelibError, first_line
+from agelib import AgelibError, __version__, first_line
 from agelib.backend import keras, tf
 
 _TENSOR_CORES = (7, 0)  # compute capability, NVIDIA "Training With Mixed Precision" guide
@@ -64,6 +65,17 @@ def describe_devices() -> str:
     tpu = os.environ.get("TPU_ACCELERATOR_TYPE")
     nothing = f"no GPU, and a TPU ({tpu}) that TensorFlow does not see" if tpu else "no GPU"
     return f"{', '.join(names) or nothing}; in {precision()}"
+
+
+def environment() -> dict[str, str]:
+    """Returns what a run should say of where it was made: versions and hardware."""
+    return {
+        "agelib": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "hardware": f"{describe_devices()}; {os.cpu_count()} cores, {platform.machine()}",
+    }
 
 
 def precision() -> str:

@@ -9,6 +9,7 @@ from agelib.faces import resize
 from agelib.labels import age_branch
 from agelib.shards import FaceSet
 
+
 def train_batches(
     faces: FaceSet,
     weights: np.ndarray,

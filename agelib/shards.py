@@ -4,6 +4,7 @@
 each one lies and who it shows. `manifest.json` names every shard with its size and SHA-256.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -140,6 +141,8 @@ class FaceSet:
     Attributes:
         crop_size: Pixels per side of each face.
         index: What the shards say of each face, of the type of `index_type`.
+        source: Numbers of the data sets that the faces are from, int64 of shape (n,).
+        sources: The data sets' names.
         race: Numbers of races, -1 where unknown, int64 of shape (n,).
         races: Their names; empty where no set names any.
 
@@ -151,10 +154,13 @@ class FaceSet:
         self.split = split
         self._images: list[np.ndarray] = []
         indices, shard_ids, sizes = [], [], set()
+        sources, manifests = [], [read_manifest(folder) for folder in folders]
+        self.sources = tuple(manifest["dataset"] for manifest in manifests)
         codes: dict[str, int] = {}
         races = []
-        for folder in map(Path, folders):
-            manifest = read_manifest(folder)
+        for number, (folder, manifest) in enumerate(
+            zip(map(Path, folders), manifests, strict=True)
+        ):
             sizes.add(manifest["crop"]["crop_size"])
             # Two sets may number the same races otherwise; -1 takes the last.
             own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
@@ -163,6 +169,7 @@ class FaceSet:
                     index = _load(folder / f"{name}.index.npy")
                     shard_ids.append(np.full(len(index), len(self._images)))
                     indices.append(index)
+                    sources.append(np.full(len(index), number))
                     races.append(np.array(own, np.int64)[index["race"]])
                     self._images.append(_load(folder / f"{name}.images.npy"))
         places = ", ".join(str(folder) for folder in folders)
@@ -173,7 +180,20 @@ class FaceSet:
         self.crop_size = sizes.pop()
         self.index = np.concatenate(indices)
         self._shard = np.concatenate(shard_ids)
+        self.source = np.concatenate(sources)
         self.races, self.race = tuple(codes), np.concatenate(races)
+
+    def select(self, chosen: np.ndarray) -> "FaceSet":
+        """Returns some of the faces.
+
+        Args:
+            chosen: A mask, or numbers of faces.
+        """
+        part = copy.copy(self)
+        part.__dict__.pop("age_branch", None)
+        for name in ("index", "source", "race", "_shard"):
+            setattr(part, name, getattr(self, name)[chosen])
+        return part
 
     def __len__(self) -> int:
         return len(self.index)

@@ -17,17 +17,27 @@ from agelib.callbacks import (
     Progress,
     Reseed,
     Schedule,
+    averaging,
+    best_weights_path,
     checkpoint_path,
     write_history,
 )
 from agelib.config import Config
 from agelib.datasets import check_splits
 from agelib.files import read_json, write_json
-from agelib.hardware import computing_in, even_share, precision, strategy
+from agelib.hardware import computing_in, environment, even_share, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import build_model, freeze_backbone, load_model, save_model, unfreeze_backbone
+from agelib.near_duplicates import duplicates_of_held_out
 from agelib.pipeline import ordered_batches, train_batches
-from agelib.recipe import HEADS_RATE, calibrate, compile_model, face_weights, learning_rates
+from agelib.recipe import (
+    HEADS_RATE,
+    calibrate,
+    compile_model,
+    learning_rates,
+    sampling_weights,
+    set_losses,
+)
 from agelib.shards import FaceSet, fingerprint, read_manifest
 
 
@@ -55,12 +65,13 @@ def train(
     if done.exists():
         return read_history(folder)
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
-    note = _note(config, faces)
+    faces["train"], left_out = _without_duplicates(faces["train"], faces["val"], config)
+    note = _note(config, faces) | {"near_duplicates": left_out}
     with strategy().scope():
         for found in faces.values():  # before the run is noted: they may need other settings
             even_share(min(config.batch_size, len(found)))
-        model, history = _begin(config)
-        write_json(folder / "config.json", made_of)
+        model, history, note["seconds"] = _begin(config)
+        write_json(folder / "config.json", made_of | {"environment": note["environment"]})
         if history:
             write_history(folder, history)
         # Each finished epoch makes the history longer.
@@ -69,7 +80,8 @@ def train(
         for heads_alone, first, last in phases:
             if first <= len(history) < last:
                 if len(history) == first:
-                    _begin_phase(model, config, heads_alone)
+                    steps = (last - first) * _steps(faces["train"], config)
+                    _begin_phase(model, config, heads_alone, steps)
                 peak = config.learning_rate * (HEADS_RATE if heads_alone else 1)
                 _fit(model, faces, config, len(history), (first, last), peak, checkpoint)
     if len(history) < config.epochs:
@@ -77,20 +89,26 @@ def train(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
             "smaller --learning-rate and another --run name."
         )
-    finished = _plain_copy(model, config)
+    finished = _best_model(model, config)
     note |= {"temperatures": calibrate(finished, faces["val"])}
     save_model(finished, done, note)
+    environment = note["environment"] | {"seconds": round(note["seconds"])}
+    write_json(folder / "config.json", made_of | {"environment": environment})
     if remote:
         push_finished(done, folder, remote)
     return read_history(folder)
 
 
-def _begin_phase(model: keras.Model, config: Config, heads_alone: bool) -> None:
+def _begin_phase(model: keras.Model, config: Config, heads_alone: bool, steps: int) -> None:
     if heads_alone:
         freeze_backbone(model)
     elif config.new_heads:
         unfreeze_backbone(model)
-    compile_model(model)
+    compile_model(model, steps)
+
+
+def _steps(faces: FaceSet, config: Config) -> int:
+    return len(faces) // even_share(min(config.batch_size, len(faces)))
 
 
 def _fit(
@@ -105,8 +123,8 @@ def _fit(
     """Runs the epochs of a phase that are not done."""
     size = config.image_size
     batch_size = even_share(min(config.batch_size, len(faces["train"])))
-    steps = len(faces["train"]) // batch_size
-    weights = face_weights(faces["train"].age_branch, faces["train"].gender)
+    steps = _steps(faces["train"], config)
+    weights = sampling_weights(faces["train"])
     validation = ordered_batches(faces["val"], even_share(min(batch_size, len(faces["val"]))), size)
     _make_variables(model, validation)
     try:
@@ -121,6 +139,7 @@ def _fit(
             callbacks=[
                 Reseed(config.seed),
                 Schedule(learning_rates(peak, (phase[1] - phase[0]) * steps)),
+                *averaging(model),
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.TensorBoard(config.logs, write_graph=False),
                 Progress(config.epochs, steps, done),
@@ -197,6 +216,16 @@ def _open_faces(config: Config, split: str) -> FaceSet:
     return faces
 
 
+def _without_duplicates(
+    train: FaceSet, val: FaceSet, config: Config
+) -> tuple[FaceSet, dict[str, int]]:
+    """Leaves out train faces that nearly equal a held-out one, and counts them by data set."""
+    tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
+    duplicate = duplicates_of_held_out(train, val, *tests)
+    counts = np.bincount(train.source[duplicate], minlength=len(train.sources)).tolist()
+    return train.select(~duplicate), dict(zip(train.sources, counts, strict=True))
+
+
 def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
     present = np.unique(codes)
     if len(present) < 2:
@@ -206,13 +235,14 @@ def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _begin(config: Config) -> tuple[keras.Model, list[dict]]:
-    """Returns the model to train and the epochs behind it: those of the checkpoint, or none."""
+def _begin(config: Config) -> tuple[keras.Model, list[dict], float]:
+    """Returns the model to train, the epochs behind it and the seconds that they took."""
     keras.utils.set_random_seed(config.seed)
     checkpoint = checkpoint_path(config.run_folder)
     if checkpoint.exists():
         model, note = load_model(checkpoint)
-        return model, note["history"]
+        set_losses(model, model.optimizer)  # of a checkpoint of an earlier agelib, they were others
+        return model, note["history"], note.get("seconds", 0.0)
     shutil.rmtree(config.logs, ignore_errors=True)  # of a run of this name that was deleted
     with computing_in(precision()):
         model = build_model(
@@ -221,14 +251,19 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict]]:
             config.weights,
             drop_connect_rate=config.drop_connect_rate,
         )
-    return model, []
+    return model, [], 0.0
 
 
-def _plain_copy(model: keras.Model, config: Config) -> keras.Model:
-    """Returns the model without what only training needs, for any machine to load."""
+def _best_model(model: keras.Model, config: Config) -> keras.Model:
+    """Returns the best epoch's model without what only training needs, for any machine to load."""
     with computing_in("float32"):
         copy = build_model(config.backbone, config.image_size, augment=False)
-    copy.set_weights(model.get_weights())
+    path = best_weights_path(config.run_folder)
+    if not path.exists():  # the run of an earlier agelib, which kept the last epoch only
+        copy.set_weights(model.get_weights())
+        return copy
+    with np.load(path, allow_pickle=False) as arrays:
+        copy.set_weights([arrays[name] for name in arrays.files])
     return copy
 
 
@@ -239,4 +274,5 @@ def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
         "crop": config.crop,
         "config": config.to_dict(),
         "faces": {split: len(found) for split, found in faces.items()},
+        "environment": environment(),
     }
