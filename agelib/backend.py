@@ -1,9 +1,12 @@
-"""TensorFlow and Keras, loaded once and without the start-up log that TensorFlow always prints."""
+"""TensorFlow and Keras, loaded quietly, and the settings that agelib's networks are made for."""
 
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
+
+_REDIRECT = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -11,27 +14,68 @@ def silent_stderr() -> Iterator[None]:
     """Sends what C++ code writes to the process' standard error nowhere.
 
     TensorFlow's first messages ignore TF_CPP_MIN_LOG_LEVEL: they come before its logging starts.
-    So do its converters'.
+    So do its converters'. One thread at a time: a second one would save the first one's redirect
+    and leave the process with it.
     """
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    if sys.stderr:
+        sys.stderr.flush()
+    with _REDIRECT, contextlib.ExitStack() as stack:
+        # pythonw.exe and daemons have no standard error.
+        with contextlib.suppress(OSError):
+            saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            stack.callback(os.close, saved)
+            stack.callback(os.close, nowhere)
+            stack.callback(os.dup2, saved, 2)
+        yield
+
+
+@contextlib.contextmanager
+def _without_variable(name: str) -> Iterator[None]:
+    value = os.environ.pop(name, None)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+        if value is not None:
+            os.environ[name] = value
 
 
 # Left to itself, TensorFlow turns these kernels on for the newest processors alone; they halve the
 # time of networks on others too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-with silent_stderr():
+# With the variable set, `tensorflow.keras`, from which MTCNN is built, is another Keras.
+with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
     import keras
     import tensorflow as tf
 
     tf.config.list_physical_devices()
 
-__all__ = ["keras", "silent_stderr", "tf"]
+
+@contextlib.contextmanager
+def keras_settings(policy: str = "float32") -> Iterator[None]:
+    """Lets networks be built, read and trained as agelib's are, whatever the program has set.
+
+    Keras' settings are those of the whole process: its precision, its layout of images. They are
+    left as they were.
+
+    Args:
+        policy: Keras' name of the precision.
+    """
+    before = keras.config.floatx(), keras.config.image_data_format(), keras.config.dtype_policy()
+    _set(("float32", "channels_last", policy))
+    try:
+        with _without_variable("TF_USE_LEGACY_KERAS"):
+            yield
+    finally:
+        _set(before)
+
+
+def _set(settings: tuple) -> None:
+    floatx, layout, policy = settings
+    keras.config.set_floatx(floatx)
+    keras.config.set_image_data_format(layout)
+    keras.config.set_dtype_policy(policy)
+
+
+__all__ = ["keras", "keras_settings", "silent_stderr", "tf"]

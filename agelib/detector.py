@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from agelib.backend import silent_stderr, tf
+from agelib.backend import keras_settings, silent_stderr, tf
 from agelib.faces import PORTRAIT_CANVAS, Face, resize
 
 MIN_CONFIDENCE = 0.8
@@ -38,10 +38,10 @@ class FaceDetector:
     """
 
     def __init__(self):
-        # Imported here: it loads TensorFlow, which `backend` has done quietly by now.
-        from mtcnn import MTCNN
+        with _no_complaints_from_lz4(), keras_settings():
+            # Imported here: it loads TensorFlow, which `backend` has done quietly by now.
+            from mtcnn import MTCNN
 
-        with _no_complaints_from_lz4():
             self._networks = [stage._model for stage in MTCNN().stages]
         self._cascades: dict[int, Callable] = {}
 

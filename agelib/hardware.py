@@ -2,8 +2,6 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from agelib import AgelibError, __version__, first_line
 from agelib.backend import keras, tf
@@ -49,7 +47,7 @@ def even_share(count: int) -> int:
     return count - count % devices
 
 
-def has_gpu() -> bool:
+def has_accelerator() -> bool:
     """Tells whether there is a GPU, or a TPU that can be used, to train on."""
     return _has_tpu() or bool(tf.config.list_physical_devices("GPU"))
 
@@ -89,17 +87,6 @@ def precision() -> str:
     details = map(tf.config.experimental.get_device_details, gpus)
     capabilities = [found.get("compute_capability", (0, 0)) for found in details]
     return "mixed_float16" if min(capabilities, default=(0, 0)) >= _TENSOR_CORES else "float32"
-
-
-@contextmanager
-def computing_in(policy: str) -> Iterator[None]:
-    """Lets models that are built inside compute in a precision of Keras'."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _has_tpu() -> bool:

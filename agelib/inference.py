@@ -61,7 +61,7 @@ def inference_graph(model: "keras.Model") -> Graph:
     Returns:
         A function of RGB uint8 of shape (n, size, size, 3) for any n, traced already.
     """
-    from agelib.backend import tf
+    from agelib.backend import keras_settings, tf
 
     weights = [
         [variable.numpy() for variable in variables]
@@ -76,7 +76,8 @@ def inference_graph(model: "keras.Model") -> Graph:
         outputs, _ = model.stateless_call(*weights, tf.cast(crops, tf.float32), training=False)
         return outputs
 
-    graph.get_concrete_function()
+    with keras_settings():
+        graph.get_concrete_function()
     return graph
 
 

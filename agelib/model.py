@@ -14,10 +14,9 @@ from typing import Any
 from agelib import AgelibError, first_line
 from agelib.augment import build_augmentation
 from agelib.backbone import DROP_CONNECT_RATE, build_backbone
-from agelib.backend import keras
+from agelib.backend import keras, keras_settings
 from agelib.config import BACKBONES
 from agelib.files import atomic, remove_partials
-from agelib.hardware import computing_in
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "model.keras"
@@ -51,6 +50,7 @@ def build_model(
     weights: str | None = None,
     augment: bool = True,
     drop_connect_rate: float = DROP_CONNECT_RATE,
+    precision: str = "float32",
 ) -> keras.Model:
     """Builds the network that estimates age and gender from a face.
 
@@ -60,6 +60,7 @@ def build_model(
         weights: As `agelib.config.Config` takes them; None starts from scratch.
         augment: Whether training images are varied.
         drop_connect_rate: As for `build_backbone`.
+        precision: Keras' name of the precision to compute in.
 
     Returns:
         A model that takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3) and gives a
@@ -69,33 +70,40 @@ def build_model(
     Raises:
         AgelibError: If the weights cannot be had or do not fit.
     """
-    inputs = keras.Input((image_size, image_size, 3), name="image")
-    x = inputs
-    # Half floats would tell the levels of pixels apart too coarsely.
-    with computing_in("float32"):
-        if augment:
-            x = build_augmentation()(x)
-        mean, std = (_LITE_MEAN, _LITE_STD) if BACKBONES[backbone].lite else (_MEAN, _STD)
-        x = keras.layers.Rescaling(
-            [1 / s for s in std],
-            [-m / s for m, s in zip(mean, std, strict=True)],
-            name="normalisation",
-        )(x)
     if weights == "agelib":
         weights = str(PRETRAINED)
     from_backbone = weights if not str(weights).endswith(".keras") else None
-    x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
-    age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(x)
-    age = keras.layers.Softmax(dtype="float32", name="age")(age)
-    gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(x)
-    gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
-    outputs = {"age": age, "age_branch": _branch_sums(age), "gender": gender}
-    model = keras.Model(inputs, outputs, name="agelib")
+    inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
+    with keras_settings(precision):
+        x = _normalised(inputs, backbone, augment)
+        x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
+        x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
+        model = keras.Model(inputs, _heads(x), name="agelib")
     if weights and not from_backbone:
         _start_from(model, Path(weights))
     return model
+
+
+def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras.KerasTensor:
+    # Half floats would tell the levels of pixels apart too coarsely.
+    with keras_settings("float32"):
+        if augment:
+            image = build_augmentation()(image)
+        mean, std = (_LITE_MEAN, _LITE_STD) if BACKBONES[backbone].lite else (_MEAN, _STD)
+        return keras.layers.Rescaling(
+            [1 / s for s in std],
+            [-m / s for m, s in zip(mean, std, strict=True)],
+            name="normalisation",
+        )(image)
+
+
+def _heads(features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
+    age = keras.layers.Dense(MAX_AGE - MIN_AGE + 1, name="age_logits")(features)
+    age = keras.layers.Softmax(dtype="float32", name="age")(age)
+    gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(features)
+    gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
+    return {"age": age, "age_branch": _branch_sums(age), "gender": gender}
 
 
 def _branch_sums(age: keras.KerasTensor) -> keras.KerasTensor:
@@ -192,7 +200,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             note = json.loads(archive.read(_NOTE))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), keras_settings():
             # Without the optimizer's state, training would go on as if it had just begun.
             warnings.filterwarnings("error", "Skipping variable loading")
             return keras.models.load_model(path), note

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.backend import keras, tf
+from agelib.backend import keras, keras_settings, tf
 from agelib.backup import push_finished
 from agelib.callbacks import (
     Checkpoint,
@@ -25,7 +25,7 @@ from agelib.callbacks import (
 from agelib.config import Config
 from agelib.datasets import check_splits
 from agelib.files import read_json, write_json
-from agelib.hardware import computing_in, environment, even_share, precision, strategy
+from agelib.hardware import environment, even_share, precision, strategy
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model import build_model, freeze_backbone, load_model, save_model, unfreeze_backbone
 from agelib.near_duplicates import duplicates_of_held_out
@@ -41,6 +41,7 @@ from agelib.recipe import (
 from agelib.shards import FaceSet, fingerprint, read_manifest
 
 
+@keras_settings()
 def train(
     config: Config, remote: Path | None = None, on_epoch: Callable[[pd.DataFrame], None] = print
 ) -> pd.DataFrame:
@@ -244,20 +245,19 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict], float]:
         set_losses(model, model.optimizer)  # of a checkpoint of an earlier agelib, they were others
         return model, note["history"], note.get("seconds", 0.0)
     shutil.rmtree(config.logs, ignore_errors=True)  # of a run of this name that was deleted
-    with computing_in(precision()):
-        model = build_model(
-            config.backbone,
-            config.image_size,
-            config.weights,
-            drop_connect_rate=config.drop_connect_rate,
-        )
+    model = build_model(
+        config.backbone,
+        config.image_size,
+        config.weights,
+        drop_connect_rate=config.drop_connect_rate,
+        precision=precision(),
+    )
     return model, [], 0.0
 
 
 def _best_model(model: keras.Model, config: Config) -> keras.Model:
     """Returns the best epoch's model without what only training needs, for any machine to load."""
-    with computing_in("float32"):
-        copy = build_model(config.backbone, config.image_size, augment=False)
+    copy = build_model(config.backbone, config.image_size, augment=False)
     path = best_weights_path(config.run_folder)
     if not path.exists():  # the run of an earlier agelib, which kept the last epoch only
         copy.set_weights(model.get_weights())

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from agelib import AgelibError
-from agelib.backend import keras, tf
-from agelib.hardware import computing_in, describe_devices, even_share, precision, strategy
+from agelib.backend import keras, keras_settings, tf
+from agelib.hardware import describe_devices, even_share, precision, strategy
 
 
 @pytest.fixture
@@ -92,12 +92,12 @@ def test_each_device_gets_as_many_faces(monkeypatch):
 
 
 def test_the_precision_is_for_what_is_built_inside():
-    with computing_in("mixed_float16"):
+    with keras_settings("mixed_float16"):
         assert keras.layers.Dense(1).compute_dtype == "float16"
     assert keras.layers.Dense(1).compute_dtype == "float32"
 
 
 def test_the_precision_is_back_after_an_error():
-    with pytest.raises(ZeroDivisionError), computing_in("mixed_float16"):
+    with pytest.raises(ZeroDivisionError), keras_settings("mixed_float16"):
         raise ZeroDivisionError
     assert keras.layers.Dense(1).compute_dtype == "float32"
