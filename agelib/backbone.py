@@ -8,8 +8,6 @@ from agelib.config import BACKBONES, Backbone
 from agelib.imagenet import LITE0_WEIGHTS, set_arrays
 
 DROP_CONNECT_RATE = 0.2
-# Keras' 0.99 needs hundreds of steps to forget its start; small data sets have fewer an epoch.
-_BATCH_NORM_MOMENTUM = 0.9
 
 
 def build_backbone(
@@ -145,8 +143,6 @@ def _plain_copy(network: keras.Model, activation: str) -> keras.Model:
             return keras.layers.Dropout.from_config(config)
         if isinstance(layer, keras.layers.Activation) or config.get("activation") == "swish":
             config["activation"] = activation
-        if isinstance(layer, keras.layers.BatchNormalization):
-            config["momentum"] = _BATCH_NORM_MOMENTUM
         return type(layer).from_config(config)
 
     copy = keras.models.clone_model(network, clone_function=plain)

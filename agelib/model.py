@@ -132,6 +132,18 @@ def unfreeze_backbone(model: keras.Model) -> None:
     _backbone_of(model).trainable = True
 
 
+def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
+    """Sets how much of the backbone's BatchNorm statistics each training step leaves as they were.
+
+    Args:
+        model: From `build_model`.
+        momentum: 0 to 1.
+    """
+    for layer in _backbone_of(model).layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = momentum
+
+
 def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
     """Divides a head's logits by a temperature, in the weights, so that any reader has it.
 

@@ -9,7 +9,7 @@ from agelib.calibration import fit_temperature
 from agelib.datasets import find
 from agelib.inference import estimate_views
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
-from agelib.model import scale_logits
+from agelib.model import scale_logits, set_batch_norm_momentum
 from agelib.shards import FaceSet
 
 HEADS_RATE = 5  # times the learning rate, while new heads learn alone
@@ -71,10 +71,12 @@ def compile_model(model: keras.Model, steps: int) -> None:
         model: From `build_model`.
         steps: Training steps in all.
     """
-    averaged = min(_MOST_AVERAGED, _AVERAGED_SHARE * steps)
+    averaged = max(2, min(_MOST_AVERAGED, _AVERAGED_SHARE * steps))
+    momentum = 1 - 1 / averaged
     optimizer = keras.optimizers.AdamW(
-        weight_decay=_WEIGHT_DECAY, use_ema=True, ema_momentum=1 - 1 / max(2, averaged)
+        weight_decay=_WEIGHT_DECAY, use_ema=True, ema_momentum=momentum
     )
+    set_batch_norm_momentum(model, momentum)  # averaged weights want statistics as old as they are
     # Left to Keras, a checkpoint would come back without it, and lose all the optimizer's state.
     if model.get_layer("age_logits").compute_dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
