@@ -1,17 +1,9 @@
 """Age and gender estimation from face photos, from raw archives to a model one can use.
 
-The six notebooks tell the story and these modules do the work:
-
-`config` settings, `profiles` of them, their `costs` · `labels` tables · `archives`, `transfer`,
-`repack`, `byhand`, `kaggle`, `download` · `sample` made on the spot, of drawn faces (`portrait`) ·
-`faces` one image and its face · `detector` MTCNN · `shards` the .npy format · `crops` many images
-at a time · `datasets`, `own` photos · `clean` a data set to shards · `mounting`, `drive`,
-`drive_errors`, `backup`, `kept` Google Drive · `pipeline` tf.data · `augment` varied images ·
-`hardware` GPUs and precision · `backbone` EfficientNet · `model` with two heads · `recipe`,
-`callbacks`, `train` · `inference`, `evaluate` · `metrics`, `bootstrap`, `calibration`, `breakdown`
-scores · `report`, `score_plots`, `plots` to look at · `photos`, `predict` · `answer`, `serve` a
-page for it · `formats`, `export` for other runtimes · `ship` the model that comes along · `steps`
-all of it in order, which is what the notebooks and `python -m agelib` (`commands`) call.
+The rooms follow the notebooks, and a room knows only those before it: `datasets` and `drive`,
+`faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`, `config`,
+`files`, `disk` and `backend`, above them `plots`, `steps` and `commands`: the story in order, as
+the notebooks and `python -m agelib` tell it.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

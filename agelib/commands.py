@@ -10,15 +10,15 @@ from agelib import AgelibError
 from agelib.config import Config
 
 if TYPE_CHECKING:  # each command imports what it needs: TensorFlow takes seconds
-    from agelib.photos import Photo
-    from agelib.predict import Estimate
+    from agelib.prediction.estimator import Estimate
+    from agelib.prediction.photos import Photo
 
 NAMES_A_RUN = ("profile", "run", "data")
 
 
 def _download(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.datasets import find
+    from agelib.datasets.tables import find
 
     for name in config.sources:
         licence = "free" if config.profile == "sample" else find(name).licence
@@ -58,9 +58,15 @@ def _train(config: Config, options: dict[str, Any]) -> None:
 
 def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.evaluate import evaluate_folder
-    from agelib.model import load_model
-    from agelib.report import groups_table, name_worst, recall_table, results_table, sureness_table
+    from agelib.evaluation.evaluate import evaluate_folder
+    from agelib.evaluation.tables import (
+        groups_table,
+        name_worst,
+        recall_table,
+        results_table,
+        sureness_table,
+    )
+    from agelib.model.network import load_model
 
     if options["against"] and (options["images"] or options["model"]):
         raise AgelibError("--against sets runs side by side: leave out --images and --model.")
@@ -92,7 +98,7 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
 
 def _model_path(config: Config, options: dict[str, Any]) -> Path:
     from agelib import steps
-    from agelib.model import PRETRAINED
+    from agelib.model.network import PRETRAINED
 
     if options["model"]:
         return options["model"]
@@ -104,8 +110,8 @@ def _model_path(config: Config, options: dict[str, Any]) -> Path:
 def _predict(config: Config, options: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    from agelib.photos import find_photos, is_video, read_photos
-    from agelib.predict import Estimator
+    from agelib.prediction.estimator import Estimator
+    from agelib.prediction.photos import find_photos, is_video, read_photos
 
     places = find_photos(options["photos"])
     _prepare_places(options["output"], options["csv"])
@@ -145,8 +151,8 @@ def _prepare_places(folder: Path | None, csv: Path | None) -> None:
 
 
 def _write_table(results: list[dict[str, Any]], path: Path) -> None:
+    from agelib.evaluation.tables import predictions_table
     from agelib.files import atomic, write_csv
-    from agelib.report import predictions_table
 
     try:
         with atomic(path) as partial:
@@ -157,8 +163,8 @@ def _write_table(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[str]) -> Path:
-    from agelib.photos import name_picture
     from agelib.plots import annotate
+    from agelib.prediction.photos import name_picture
 
     path = folder / name_picture(photo.name, taken)
     annotate(photo.image, estimates).savefig(path)
@@ -182,8 +188,8 @@ def _print_faces(result: dict[str, Any]) -> None:
 
 
 def _export(config: Config, options: dict[str, Any]) -> None:
-    from agelib.export import export, faces_to_check, readable
-    from agelib.model import load_model
+    from agelib.model.network import load_model
+    from agelib.prediction.export import export, faces_to_check, readable
 
     path = _model_path(config, options)
     crops, what = faces_to_check(config, load_model(path)[1]["crop"], options["images"])
@@ -198,15 +204,15 @@ def _export(config: Config, options: dict[str, Any]) -> None:
 
 
 def _serve(config: Config, options: dict[str, Any]) -> None:
-    from agelib.serve import serve
+    from agelib.prediction.page import serve
 
     serve(_model_path(config, options), options["host"], options["port"])
 
 
 def _ship(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.model import PRETRAINED
-    from agelib.ship import ship
+    from agelib.model.network import PRETRAINED
+    from agelib.release import ship
 
     if config.profile == "sample":
         raise AgelibError(

@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from agelib.faces import resize
+from agelib.faces.images import resize
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
-    from agelib.predict import Estimate
+    from agelib.prediction.estimator import Estimate
 
 COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from agelib.calibration import calibration_error, reliability
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE
+from agelib.model.calibration import calibration_error, reliability
 from agelib.plots import COLOURS, tidy
 
 _AGE_STEP = 5
@@ -47,7 +47,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     """Shows how far off ages are: by the true age, and how many faces are within how many years.
 
     Args:
-        estimates: From `agelib.report.estimates_table`.
+        estimates: From `agelib.evaluation.tables.estimates_table`.
     """
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     by_age, within = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -83,7 +83,7 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
     """Shows how often the model is right when it is so and so sure, for both heads.
 
     Args:
-        estimates: From `agelib.report.estimates_table`.
+        estimates: From `agelib.evaluation.tables.estimates_table`.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     heads = (("branch", "age_branch", "age branch"), ("gender", "gender", "gender"))

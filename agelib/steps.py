@@ -12,18 +12,20 @@ from typing import Any
 
 import pandas as pd
 
-from agelib import AgelibError, drive, kept, plots, sample, score_plots
-from agelib import clean as cleaning
-from agelib import download as downloading
-from agelib import train as training
-from agelib.backup import Backup, push_finished
+from agelib import AgelibError, plots, score_plots
 from agelib.config import Config
-from agelib.datasets import check_sources, find, images_folder
-from agelib.evaluate import ESTIMATES, evaluate_run
-from agelib.mounting import check_mounted
-from agelib.own import copy_own, is_loose
-from agelib.report import compare_table
-from agelib.shards import MANIFEST, damaged_shards, read_manifest
+from agelib.datasets import download as downloading
+from agelib.datasets import sample
+from agelib.datasets.own_photos import copy_own, is_loose
+from agelib.datasets.tables import check_sources, find, images_folder
+from agelib.drive import kept, sync
+from agelib.drive.backup import Backup, push_finished
+from agelib.drive.mounting import check_mounted
+from agelib.evaluation.evaluate import ESTIMATES, evaluate_run
+from agelib.evaluation.tables import compare_table
+from agelib.faces import cleaning
+from agelib.faces.shards import MANIFEST, damaged_shards, read_manifest
+from agelib.training import loop as training
 
 
 def download(name: str, config: Config) -> Path:
@@ -40,13 +42,13 @@ def download(name: str, config: Config) -> Path:
     remote = kept.archive_on_drive(name, config)
     local = config.raw / remote.name
     # The exists(): somebody may have made room on Drive since.
-    if not local.exists() and drive.holds(remote) and remote.exists():
-        drive.pull(remote, local)
+    if not local.exists() and sync.holds(remote) and remote.exists():
+        sync.pull(remote, local)
         downloading.remember(local)
     archive = downloading.fetch(name, config)
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
-    drive.push(archive, remote)
+    sync.push(archive, remote)
     return folder
 
 
@@ -60,7 +62,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    with drive.reading(remote):
+    with sync.reading(remote):
         crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
     yours = _is_yours(name, config)
     if crop != config.crop and not yours:
@@ -84,8 +86,8 @@ def _extract_again(name: str, config: Config) -> None:
     archive = kept.archive_on_drive(name, config)
     extracted = images_folder(name, config).exists()
     # The last: somebody may have made room on Drive since.
-    if not extracted and drive.holds(archive) and archive.exists():
-        drive.pull(archive, config.raw / archive.name)
+    if not extracted and sync.holds(archive) and archive.exists():
+        sync.pull(archive, config.raw / archive.name)
     downloading.extract(name, config)
 
 
@@ -113,7 +115,7 @@ def _forget_if_changed(name: str, config: Config) -> None:
     if cleaning.is_of_now(name, config):
         return
     print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
-    drive.remove(config.drive / "faces" / name)
+    sync.remove(config.drive / "faces" / name)
     shutil.rmtree(config.faces / name, ignore_errors=True)
 
 
@@ -154,7 +156,7 @@ def upload(name: str, config: Config) -> list[str]:
             "--verify`, or agelib.steps.verify and agelib.steps.clean; they are rebuilt alone."
         )
     copied = push_finished(faces, faces, remote, verify=True)
-    drive.remove(remote, cleaning.PARTS)
+    sync.remove(remote, cleaning.PARTS)
     return copied
 
 
@@ -211,7 +213,7 @@ def read_estimates(config: Config) -> pd.DataFrame:
     """Returns what the run's model says of each test face.
 
     Returns:
-        As `agelib.report.estimates_table`.
+        As `agelib.evaluation.tables.estimates_table`.
 
     Raises:
         AgelibError: If the run has not been evaluated yet.
@@ -230,7 +232,7 @@ def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
         runs: Their names.
 
     Returns:
-        As `agelib.report.compare_table`.
+        As `agelib.evaluation.tables.compare_table`.
     """
     reports = {run: evaluate(kept.as_trained(run, config)) for run in runs}
     return compare_table(reports)

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage import data
 
-from agelib import download, sample
 from agelib.config import Config
+from agelib.datasets import download, sample
 from agelib.labels import RACES, age_branch
 
 PORTRAIT = data.astronaut()[:400, 30:430]
@@ -53,7 +53,7 @@ def sample_config(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sample_faces(sample_config):
     """Settings of the sample, whose faces are cropped as well."""
-    from agelib.clean import clean  # loads TensorFlow
+    from agelib.faces.cleaning import clean  # loads TensorFlow
 
     for name in sample_config.sources:
         clean(name, sample_config)
@@ -65,7 +65,7 @@ def colab(tmp_path, monkeypatch):
     """A stand-in for Colab, whose Drive is a folder here, and not mounted."""
     point = tmp_path / "content" / "drive"
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr("agelib.drive_errors.MOUNT_POINT", str(point))
+    monkeypatch.setattr("agelib.disk.MOUNT_POINT", str(point))
     monkeypatch.setattr(Config, "drive", property(lambda _: point / "MyDrive" / "age_gender"))
     calls = []
     google, module = ModuleType("google"), ModuleType("google.colab")
@@ -106,13 +106,13 @@ def own_faces(sample_faces, tmp_path):
 
 
 def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_connect_rate=0.0):
-    """Builds what `agelib.model.build_model` does, with all its outputs, small enough for a test.
+    """Builds what `network.build_model` does, with all its outputs, small enough for a test.
 
     Like the real one it has layers that are random in training, and others that keep statistics.
     """
-    from agelib.augment import build_augmentation
     from agelib.backend import keras
     from agelib.labels import AGE_BRANCHES
+    from agelib.model.augment import build_augmentation
 
     layers = keras.layers
     network = keras.Input((image_size, image_size, 3))
@@ -142,7 +142,7 @@ def equal_weights(one, other):
 @pytest.fixture
 def tiny_networks(monkeypatch):
     """Lets training learn with a tiny network, an epoch in a second; gives its function."""
-    monkeypatch.setattr("agelib.train.build_model", build_tiny_model)
+    monkeypatch.setattr("agelib.training.loop.build_model", build_tiny_model)
     return build_tiny_model
 
 
@@ -157,7 +157,7 @@ def trained(sample_faces, tmp_path_factory):
     for name in config.sources:
         steps.upload(name, config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agelib.train.build_model", build_tiny_model)
+        patch.setattr("agelib.training.loop.build_model", build_tiny_model)
         steps.train(config)
     steps.evaluate(config)
     return config
@@ -190,7 +190,7 @@ def sure(ages, genders):
 def tiny_model_path(tmp_path_factory):
     """A model file like those that training leaves; to look at, not to touch."""
     from agelib.backend import keras
-    from agelib.model import save_model
+    from agelib.model.network import save_model
 
     keras.utils.set_random_seed(4)
     path = tmp_path_factory.mktemp("model") / "model.keras"

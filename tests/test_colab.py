@@ -16,8 +16,9 @@ from colab.rehearsal import Outcome
 from colab.table import show
 from tqdm import tqdm
 
-from agelib import AgelibError, drive, drive_errors
+from agelib import AgelibError, disk
 from agelib.config import Config
+from agelib.drive import sync
 
 
 def notebook(*outputs):
@@ -184,9 +185,9 @@ def test_agelib_says_what_to_do_when_mounting_fails(monkeypatch, tmp_path, failu
     monkeypatch.setitem(sys.modules, "google.colab", package)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "rehearsal")
     monkeypatch.setenv("REHEARSAL_MOUNT", failure)
-    monkeypatch.setattr(drive_errors, "MOUNT_POINT", str(tmp_path / "drive"))
+    monkeypatch.setattr(disk, "MOUNT_POINT", str(tmp_path / "drive"))
     with pytest.raises(AgelibError, match=advice):
-        drive.mount(Config.from_profile("sample", data=tmp_path))
+        sync.mount(Config.from_profile("sample", data=tmp_path))
 
 
 def test_uploads_are_saved_under_names_that_are_free(monkeypatch, tmp_path, capsys):

@@ -15,9 +15,9 @@ from PIL import Image
 from skimage import data
 
 import agelib
-from agelib import model
 from agelib.__main__ import main
 from agelib.files import sha256
+from agelib.model import network
 
 ROOT = Path(agelib.__file__).parents[1]
 
@@ -91,7 +91,11 @@ def test_run_does_all_steps_and_nothing_twice(
     shutil.copytree(sample_config.mirror, tmp_path / "sample" / "mirror")
     (tmp_path / "sample" / "raw").symlink_to(sample_config.raw)
     config = dataclasses.replace(trained, data=tmp_path)
-    for place in ("agelib.train.build_model", "agelib.crops.detector", "agelib.evaluate.estimate"):
+    for place in (
+        "agelib.training.loop.build_model",
+        "agelib.faces.crops.detector",
+        "agelib.evaluation.evaluate.estimate",
+    ):
         monkeypatch.setattr(place, None)
     assert main(["run", *options_of(config)]) == 0
     text = capsys.readouterr().out
@@ -280,7 +284,7 @@ def test_where_no_run_is_named_the_model_that_comes_with_agelib_answers(
     trained, sample_config, album, monkeypatch, capsys
 ):
     shipped = trained.run_folder / "model.keras"
-    monkeypatch.setattr(model, "PRETRAINED", shipped)
+    monkeypatch.setattr(network, "PRETRAINED", shipped)
     assert main(["predict", str(album / "b-astronaut.png")]) == 0
     assert f"model: {shipped}" in capsys.readouterr().out
     folder = sample_config.raw / "UTKFace"
@@ -317,7 +321,7 @@ def test_export_shows_each_format_that_is_written(options, tmp_path, capsys):
 
 
 def test_export_writes_the_others_and_names_what_is_missing(options, tmp_path, monkeypatch, capsys):
-    from agelib.formats import FORMATS
+    from agelib.prediction.formats import FORMATS
 
     onnx = dataclasses.replace(FORMATS["onnx"], packages=("no_such_package",))
     monkeypatch.setitem(FORMATS, "onnx", onnx)
@@ -363,7 +367,9 @@ def test_ship_pulls_the_run_and_its_faces_and_says_where_the_model_is(
     pulled = []
     for name in ("pull_model", "pull_faces"):
         monkeypatch.setattr(f"agelib.steps.{name}", pulled.append)
-    monkeypatch.setattr("agelib.ship.ship", lambda config: {"bytes": 8_250_000, "run": config.run})
+    monkeypatch.setattr(
+        "agelib.release.ship", lambda config: {"bytes": 8_250_000, "run": config.run}
+    )
     assert main(["ship", "--profile", "wiki", "--data", str(tmp_path)]) == 0
     assert [config.run for config in pulled] == ["wiki", "wiki"]
     assert one_line(capsys.readouterr().out).endswith("model.keras: 8.2 MB")

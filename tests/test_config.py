@@ -275,7 +275,16 @@ def test_every_setting_is_explained():
 
 
 def test_light_modules_load_no_tensorflow():
-    light = ["config", "files", "labels", "download", "sample", "shards", "drive", "evaluate"]
+    light = [
+        "config",
+        "files",
+        "labels",
+        "datasets.download",
+        "datasets.sample",
+        "faces.shards",
+        "drive.sync",
+        "evaluation.evaluate",
+    ]
     heavy = ["tensorflow", "keras", "mtcnn", "efficientnet"]
     script = (
         f"import sys, agelib.plots, {', '.join(f'agelib.{name}' for name in light)};"

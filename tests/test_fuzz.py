@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from agelib import AgelibError, clean
-from agelib.answer import answer
+from agelib import AgelibError
 from agelib.config import Config
-from agelib.portrait import draw_portrait
-from agelib.predict import Estimator
-from agelib.shards import FaceSet
+from agelib.datasets.portrait import draw_portrait
+from agelib.faces import cleaning
+from agelib.faces.shards import FaceSet
+from agelib.prediction.answer import answer
+from agelib.prediction.estimator import Estimator
 
 ROUNDS = 4
 # In a test, agelib's own filters do not hold.
@@ -31,7 +32,7 @@ def cleaned(tmp_path_factory):
     # The portraits themselves as well, to compare with.
     paths = [mutation.path for mutation in made] + list(map(str, sources))
     config = Config.from_profile("sample")
-    manifest = clean.clean_table(_table(paths), images, folder, "fuzz", config)
+    manifest = cleaning.clean_table(_table(paths), images, folder, "fuzz", config)
     faces = FaceSet([folder], "test")
     crops = {path: faces.image(i).astype(int) for i, path in enumerate(faces.paths)}
     assert len(crops) == len(faces)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from agelib import AgelibError, download
+from agelib import AgelibError
 from agelib.config import Config
+from agelib.datasets import download
 from agelib.labels import (
     AGE_BRANCHES,
     BRANCH_NAMES,

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from agelib import plots
-from agelib.faces import Face
+from agelib.faces.images import Face
 from agelib.labels import BRANCH_NAMES, age_branch
-from agelib.predict import Estimate
+from agelib.prediction.estimator import Estimate
 
 
 def estimate_at(left, top, side=80, age=33):

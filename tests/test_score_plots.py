@@ -4,7 +4,7 @@ import pytest
 from conftest import can_be_saved, sure, truth
 
 from agelib import score_plots
-from agelib.evaluate import scores
+from agelib.evaluation.evaluate import scores
 from agelib.labels import BRANCH_NAMES
 
 

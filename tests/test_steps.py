@@ -9,14 +9,17 @@ import pandas as pd
 import pytest
 from conftest import write_zip
 
-from agelib import AgelibError, datasets, drive, drive_errors, kept, steps, train
-from agelib import clean as cleaning
-from agelib import download as downloading
-from agelib.callbacks import checkpoint_path
+from agelib import AgelibError, disk, steps
 from agelib.config import Config
+from agelib.datasets import download as downloading
+from agelib.datasets import tables
+from agelib.drive import kept, sync
+from agelib.faces import cleaning
+from agelib.faces.shards import damaged_shards, read_manifest
 from agelib.files import sha256
 from agelib.profiles import PROFILES
-from agelib.shards import damaged_shards, read_manifest
+from agelib.training import loop
+from agelib.training.callbacks import checkpoint_path
 
 
 @pytest.fixture
@@ -43,9 +46,9 @@ def next_machine(trained, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
-    monkeypatch.setattr(train, "build_model", refuse)
-    monkeypatch.setattr("agelib.evaluate.estimate", refuse)
-    monkeypatch.setattr("agelib.crops.detector", refuse)
+    monkeypatch.setattr(loop, "build_model", refuse)
+    monkeypatch.setattr("agelib.evaluation.evaluate.estimate", refuse)
+    monkeypatch.setattr("agelib.faces.crops.detector", refuse)
 
 
 def interrupt(*arguments, **options):
@@ -109,9 +112,9 @@ def uploaded(sample_config, tmp_path, monkeypatch):
 
 def test_an_archive_that_the_user_uploaded_is_used_and_noted(uploaded, monkeypatch):
     remote = uploaded.drive / "archives" / "UTKFace.tar.gz"
-    monkeypatch.setattr(drive, "_copy", refuse)
+    monkeypatch.setattr(sync, "_copy", refuse)
     assert any(steps.download("utkface", uploaded).iterdir())
-    assert drive.holds(remote)
+    assert sync.holds(remote)
     assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
 
 
@@ -123,7 +126,7 @@ def test_a_zip_file_that_the_user_uploaded_becomes_the_archive_on_drive(uploaded
     write_zip(remote.with_name("archive.zip"), images)
     folder = steps.download("utkface", uploaded)
     assert {f"UTKFace/{path.name}" for path in folder.iterdir()} == set(images)
-    assert drive.holds(remote)
+    assert sync.holds(remote)
     assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
 
 
@@ -228,7 +231,7 @@ def test_estimates_before_an_evaluation_are_asked_for(machine):
 
 
 def test_cleaned_faces_come_back_from_drive_and_are_not_cleaned_again(cleaned, no_work):
-    expected = datasets.read_table("utkface", cleaned)
+    expected = tables.read_table("utkface", cleaned)
     steps.upload("utkface", cleaned)
     shutil.rmtree(cleaned.faces)
     assert steps.clean("utkface", cleaned)["rows"] == len(expected)
@@ -246,7 +249,7 @@ def test_an_unfinished_set_that_came_back_in_part_is_fetched_whole(cleaned):
     remote = cleaned.drive / "faces" / "wiki"
     folder = cleaned.faces / "wiki"
     shards = sorted(folder.glob("*.npy"))
-    drive.push(folder, remote, only=shards)
+    sync.push(folder, remote, only=shards)
     shutil.rmtree(folder)
     kept.pull_set("wiki", cleaned)
     shards[0].unlink()
@@ -278,7 +281,7 @@ def test_images_come_back_from_the_archive_on_drive(machine):
 def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch):
     monkeypatch.setattr(cleaning, "UNIT_ROWS", 40)
     shutil.rmtree(cleaned.faces)
-    push, pushes, unit, made = drive.push, [], cleaning._clean_unit, []
+    push, pushes, unit, made = sync.push, [], cleaning._clean_unit, []
 
     def cut_off_after_two(local, remote, only=None):
         result = push(local, remote, only=only)
@@ -293,7 +296,7 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "push", cut_off_after_two)
+        patch.setattr(sync, "push", cut_off_after_two)
         with pytest.raises(KeyboardInterrupt):
             steps.clean("utkface", cleaned)
     shutil.rmtree(cleaned.faces)
@@ -315,7 +318,7 @@ def test_shards_that_cannot_reach_drive_are_kept_and_pushed_later(cleaned, monke
     faces, remote = cleaned.faces / "utkface", cleaned.drive / "faces" / "utkface"
     shutil.rmtree(faces)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "push", out_of_order)
+        patch.setattr(sync, "push", out_of_order)
         with pytest.raises(AgelibError, match="utkface is finished, but lies on this machine"):
             steps.clean("utkface", cleaned)
     assert capsys.readouterr().err.count("No need to stop") == 1
@@ -328,12 +331,12 @@ def test_shards_that_cannot_reach_drive_are_kept_and_pushed_later(cleaned, monke
 def test_a_run_that_could_not_reach_drive_is_pushed_by_the_next_call(short_run, monkeypatch):
     remote = short_run.drive / "runs" / "tiny"
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "push", out_of_order)
+        patch.setattr(sync, "push", out_of_order)
         for _ in range(2):
             with pytest.raises(AgelibError, match=r"model\.keras is finished, but lies on"):
                 steps.train(short_run)
         assert not remote.exists()
-    monkeypatch.setattr(train, "build_model", refuse)
+    monkeypatch.setattr(loop, "build_model", refuse)
     assert len(steps.train(short_run, refuse)) == 2
     assert listing(remote) == listing(short_run.run_folder)
 
@@ -351,7 +354,7 @@ def test_a_drive_that_cannot_be_read_is_a_sentence(next_machine, no_work, monkey
 
         return fail
 
-    monkeypatch.setattr(drive_errors, "_PAUSES", ())
+    monkeypatch.setattr(disk, "_PAUSES", ())
     monkeypatch.setattr(Path, "stat", failing(stat))
     monkeypatch.setattr(Path, "read_bytes", failing(read))
     with pytest.raises(AgelibError, match=r"could not be .*\(Input/output error\): see whether"):
@@ -383,7 +386,7 @@ def test_a_fetch_that_was_cut_off_does_not_throw_away_the_epochs_on_drive(short_
     new_machine_after(short_run)
     steps.pull_faces(short_run)
     with monkeypatch.context() as patch:
-        patch.setattr(drive.shutil, "copyfile", interrupt)
+        patch.setattr(sync.shutil, "copyfile", interrupt)
         with pytest.raises(KeyboardInterrupt):
             steps.train(short_run)
     seen = []
@@ -491,7 +494,7 @@ def test_own_photos_are_cleaned_again_once_their_labels_change(tmp_path, capsys)
     second = steps.clean("own", config)
     assert "cleaned again" in capsys.readouterr().err
     assert second["counts"]["kept"] < first["counts"]["kept"]
-    assert drive.holds(config.drive / "faces" / "own")
+    assert sync.holds(config.drive / "faces" / "own")
     assert read_manifest(config.drive / "faces" / "own") == second
 
 

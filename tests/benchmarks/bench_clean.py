@@ -21,11 +21,14 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib import clean, crops, datasets, faces, sample, shards
 from agelib.backend import tf
 from agelib.config import Config
-from agelib.datasets import DATASETS
-from agelib.download import extract, fetch
+from agelib.datasets import sample
+from agelib.datasets import tables as datasets
+from agelib.datasets.download import extract, fetch
+from agelib.datasets.tables import DATASETS
+from agelib.faces import cleaning, crops, shards
+from agelib.faces import images as faces
 
 CONFIDENT = 0.9
 _MORE = 4  # images for agelib, for each of the loop's, so that both take a while
@@ -117,9 +120,9 @@ def clean_with(table: pd.DataFrame, config: Config, workers: int) -> float:
     )
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         warm_up = table.iloc[::3]  # some units for each process
-        clean.clean_table(warm_up, config.raw, Path(first), "warm-up", config)
+        cleaning.clean_table(warm_up, config.raw, Path(first), "warm-up", config)
         run = (table, config.raw, Path(second), "benchmark", config)
-        return seconds(clean.clean_table, *run)[0]
+        return seconds(cleaning.clean_table, *run)[0]
 
 
 def use_core(core: int) -> None:
@@ -163,7 +166,7 @@ def main() -> None:
     print(f"extra       {extra:.2%} of the images have a face where the loop has none")
     print(f"            {alone:.2%} where its detector has none at other sizes", flush=True)
 
-    clean.UNIT_ROWS = max(64, len(table) // 8)
+    cleaning.UNIT_ROWS = max(64, len(table) // 8)
     one, two = [], []
     for _ in range(3):
         os.sched_setaffinity(0, {min(cores)})

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mutations
 
-from agelib import clean, datasets, sample
 from agelib.config import Config
-from agelib.datasets import DATASETS
-from agelib.download import extract, fetch
-from agelib.shards import FaceSet
+from agelib.datasets import sample, tables
+from agelib.datasets.download import extract, fetch
+from agelib.datasets.tables import DATASETS
+from agelib.faces import cleaning
+from agelib.faces.shards import FaceSet
 
 UNIT_ROWS = 1000
 LIGHT_ROUNDS = 8  # to one round of the heavy kinds, of which each image takes seconds
@@ -42,7 +43,7 @@ def find_sources(config: Config, count: int) -> list[Path]:
     for name in config.sources:
         fetch(name, config)
         extract(name, config)
-        rows = datasets.read_table(name, config).query("reject == ''")
+        rows = tables.read_table(name, config).query("reject == ''")
         paths = rows.sample(min(len(rows), count), random_state=0)["path"]
         sources += [config.raw / DATASETS[name].archive.folder / path for path in paths]
     return sources
@@ -98,12 +99,12 @@ def main() -> None:
     mixed = [*mutations.KINDS] * LIGHT_ROUNDS + [*mutations.HEAVY]
     kinds = [options.kind] if options.kind else mixed
     sources = find_sources(config, 500)
-    clean.UNIT_ROWS = UNIT_ROWS
+    cleaning.UNIT_ROWS = UNIT_ROWS
     peaks = []
     with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as faces:
         table = make_elsewhere(sources, Path(images), options.images, kinds)
         begun = time.perf_counter()
-        manifest = clean.clean_table(
+        manifest = cleaning.clean_table(
             *(table, Path(images), Path(faces), "fuzz", config),
             on_shard=lambda files: peaks.append(peak_memory()),
         )

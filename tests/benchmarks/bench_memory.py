@@ -23,11 +23,11 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib import sample
 from agelib.config import Config
-from agelib.datasets import DATASETS, read_table
-from agelib.download import extract, fetch
-from agelib.shards import FaceSet
+from agelib.datasets import sample
+from agelib.datasets.download import extract, fetch
+from agelib.datasets.tables import DATASETS, read_table
+from agelib.faces.shards import FaceSet
 
 CROP_SIZE = 64
 
@@ -44,7 +44,7 @@ def repeated(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def clean_images(count: int, config: Config, faces: Path) -> None:
-    from agelib.clean import clean_table  # loads TensorFlow, which reading does not
+    from agelib.faces.cleaning import clean_table  # loads TensorFlow, which reading does not
 
     table = repeated(read_table("wiki", config), count)
     clean_table(table, config.raw / DATASETS["wiki"].archive.folder, faces, "benchmark", config)

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib.shards import FaceSet, encode_jpeg
+from agelib.faces.shards import FaceSet, encode_jpeg
 
 SIZE, BATCH = 64, 64
 
@@ -54,7 +54,7 @@ def write_faces(folder: Path) -> None:
 
 
 def pipeline_batches(faces: Faces):
-    from agelib.pipeline import train_batches
+    from agelib.training.batches import train_batches
 
     return iter(train_batches(faces, np.ones(len(faces)), BATCH, SIZE, seed=0))
 
@@ -94,8 +94,8 @@ def steps_per_second(model, batches, steps: int) -> float:
 
 def keeping_up(folder: Path, steps: int) -> None:
     """Prints the steps a second of both ways, taken in turns: the machine's own speed varies."""
-    from agelib.model import build_model
-    from agelib.recipe import compile_model
+    from agelib.model.network import build_model
+    from agelib.training.recipe import compile_model
 
     model = build_model("EfficientNetB0", SIZE)
     compile_model(model)

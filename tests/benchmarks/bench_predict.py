@@ -24,9 +24,9 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib.backend import keras, tf
-from agelib.faces import Face, crop_face, resize
-from agelib.inference import inference_graph
-from agelib.predict import PHOTO_CANVAS, Estimator
+from agelib.faces.images import Face, crop_face, resize
+from agelib.model.inference import inference_graph
+from agelib.prediction.estimator import PHOTO_CANVAS, Estimator
 
 _VGG_SIZE = 224
 

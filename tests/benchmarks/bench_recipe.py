@@ -17,15 +17,15 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib.backbone import build_backbone
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.inference import estimate
+from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES, GENDERS
-from agelib.model import load_model
-from agelib.pipeline import ordered_batches, train_batches
-from agelib.shards import FaceSet
-from agelib.train import train
+from agelib.model.backbone import build_backbone
+from agelib.model.inference import estimate
+from agelib.model.network import load_model
+from agelib.training.batches import ordered_batches, train_batches
+from agelib.training.loop import train
 
 REFERENCE_BATCH = 256
 

@@ -1,0 +1,220 @@
+"""A folder of images, and a CSV file that says who is on them: your own photos, for example."""
+
+import io
+import os
+import posixpath
+import shutil
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from agelib import AgelibError, first_line
+from agelib.datasets.archives import LABELS, note_of
+from agelib.disk import explained, patient, reading
+from agelib.labels import MAX_AGE, MIN_AGE
+from agelib.prediction.photos import IMAGE_SUFFIXES
+
+_NEEDED = ("path", "age", "gender")
+_OPTIONAL = ("person", "race", "split")
+_SPLITS = {
+    "": "",
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+_GENDER_WORDS = {
+    **dict.fromkeys(("0", "0.0", "m", "male", "man", "boy"), 0),
+    **dict.fromkeys(("1", "1.0", "f", "female", "woman", "girl"), 1),
+}
+
+
+def read_labelled(folder: Path) -> pd.DataFrame:
+    """Reads the labels of a folder of images from its `labels.csv`.
+
+    The file needs the columns `path` or `file` (relative to the folder), `age` (years) and
+    `gender` (0 or male, 1 or female, and the like); with commas, semicolons or tabs between them. A
+    column `person` says which images show the same person, so that all of them get into one split;
+    without it every image counts as a person. `race` may name groups to score one by one, and
+    `split` the set's official train, val and test images.
+
+    Args:
+        folder: With the images, at any depth, and `labels.csv`.
+
+    Returns:
+        One row for each image, columns as in `agelib.labels.read_imdb_wiki`; `race` is the file's
+        own word for it, `split` "train", "val", "test" or "" where the file names none.
+        `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
+        "gender", or "unlabelled" (an image that the file does not name).
+
+    Raises:
+        AgelibError: If the folder or the file is missing, or no table with those columns.
+    """
+    folder = Path(folder)
+    labels = _read_labels(folder / LABELS)
+    images = _images_in(folder)
+    paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).map(_composed)
+    age = np.floor(pd.to_numeric(labels["age"].str.replace(",", "."), errors="coerce"))
+    gender = labels["gender"].str.casefold().map(_GENDER_WORDS)
+    person = labels["person"].str.casefold().str.split().str.join(" ")
+    table = pd.DataFrame(
+        {
+            # As the disk spells it, or as the file does where the disk has no such image.
+            "path": [images.get(path, path) for path in paths],
+            "age": age.where(age.abs() < 1000).astype("Int64"),
+            "gender": gender.astype("Int8"),
+            "person": person.where(person != "", paths),
+            "race": labels["race"].where(labels["race"] != ""),
+            "split": _official_splits(labels["split"], folder / LABELS),
+        }
+    )
+    table["reject"] = np.select(
+        [
+            paths.str.startswith(("../", "/")),
+            [path not in images and not _is_file(folder / path) for path in paths],
+            paths.duplicated(),
+            ~age.between(MIN_AGE, MAX_AGE),
+            gender.isna(),
+        ],
+        ["outside", "missing", "duplicate", "age", "gender"],
+        "",
+    )
+    return _with_unlabelled(table, [images[path] for path in images.keys() - set(paths)])
+
+
+def _with_unlabelled(table: pd.DataFrame, images: list[str]) -> pd.DataFrame:
+    """Adds a row for each image that the labels do not name."""
+    images = sorted(images)
+    rest = pd.DataFrame({"path": images, "person": images, "split": "", "reject": "unlabelled"})
+    rest = rest.reindex(columns=table.columns).astype(table.dtypes)
+    return pd.concat([table, rest], ignore_index=True)
+
+
+def _official_splits(words: pd.Series, path: Path) -> pd.Series:
+    known = words.str.casefold().map(_SPLITS)
+    if known.isna().any():
+        raise AgelibError(
+            f"{path} has {words[known.isna()].iloc[0]!r} in its column split: write train, val or "
+            "test, or leave the column out, and images are split by person."
+        )
+    return known
+
+
+def is_loose(folder: Path) -> bool:
+    """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
+    return (folder / LABELS).exists() and not note_of(folder).exists()
+
+
+def copy_own(source: Path, target: Path) -> None:
+    """Copies a folder of photos, leaving out what is there already and removing what is gone.
+
+    Args:
+        source: The folder, on Google Drive for example, where reading may fail for a while.
+        target: Where to.
+
+    Raises:
+        AgelibError: If the folder cannot be read, or there is no space.
+    """
+    copy = patient(shutil.copy2)
+    with explained(f"{source} could not be copied to {target}", source, target):
+        there = {path.relative_to(source): path for path in _files_below(source)}
+        target.mkdir(parents=True, exist_ok=True)
+        for name, path in there.items():
+            here, status = target / name, path.stat()
+            same = here.exists() and here.stat().st_size == status.st_size
+            if not same or here.stat().st_mtime != status.st_mtime:
+                here.parent.mkdir(parents=True, exist_ok=True)
+                copy(path, here)
+        for path in _files_below(target):
+            if path.relative_to(target) not in there:
+                path.unlink()
+
+
+@patient
+def _files_below(folder: Path) -> list[Path]:
+    """Returns all files at any depth, but for hidden folders.
+
+    `rglob` would take a folder that cannot be read for an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [Path(place, name) for name in names]
+    return [path for path in sorted(paths) if path.is_file()]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, for example
+        return False
+
+
+def _composed(text: str) -> str:
+    """Returns letters with their accents as one character; Macs write them as two in file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _images_in(folder: Path) -> dict[str, str]:
+    """Returns composed path -> path, relative to the folder, of each image that is not hidden."""
+    with reading(folder):
+        names = (
+            path.relative_to(folder)
+            for path in _files_below(folder)
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        )
+        paths = [p.as_posix() for p in names if not any(part[0] == "." for part in p.parts)]
+    return {_composed(path): path for path in paths}
+
+
+def _read_labels(path: Path) -> pd.DataFrame:
+    """Returns the file's columns as text without spaces around it."""
+    labels = _parse(path)
+    labels.columns = [str(name).strip().casefold() for name in labels.columns]
+    listed = ", ".join(labels.columns)
+    if "path" not in labels:
+        labels = labels.rename(columns={"file": "path"})
+    lacking = [name for name in _NEEDED if name not in labels]
+    if lacking or not labels.columns.is_unique:
+        wrong = f"but not {', '.join(lacking)}" if lacking else "some of them twice"
+        raise AgelibError(
+            f"{path} has the columns {listed}, {wrong}: name them {', '.join(_NEEDED)}, and if "
+            f"need be {', '.join(_OPTIONAL)}, in its first line."
+        )
+    labels = labels.reindex(columns=[*_NEEDED, *_OPTIONAL], fill_value="").fillna("")
+    labels = labels.apply(lambda column: column.str.strip())
+    labels = labels[labels["path"] != ""].reset_index(drop=True)
+    if labels.empty:
+        raise AgelibError(f"{path} names no image: add a row for each.")
+    return labels
+
+
+def _parse(path: Path) -> pd.DataFrame:
+    with reading(path):
+        if not path.exists():
+            raise AgelibError(
+                f"{path} is missing: write one with the columns {', '.join(_NEEDED)}, a row for "
+                "each image in that folder."
+            )
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")  # Excel writes a mark at the start
+        header = text.split("\n")[0]
+        separator = max(",;\t|", key=header.count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of separators at the ends of the rows
+            return pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False
+            )
+    except UnicodeDecodeError as error:
+        raise AgelibError(
+            f"{path} is no text in UTF-8: save it as such (in Excel, as CSV UTF-8)."
+        ) from error
+    except ValueError as error:  # pandas' errors are of this kind
+        raise AgelibError(f"{path} is no CSV file ({first_line(error)}): mend it.") from error

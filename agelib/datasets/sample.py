@@ -1,0 +1,175 @@
+"""A data set made on the spot: small archives in the official layouts, troubles included.
+
+It is there to learn the pipeline with, fast and without network; its faces are drawn by
+`agelib.datasets.portrait` and say nothing about real ones.
+"""
+
+import datetime
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import scipy.io
+
+from agelib.datasets.archives import LABELS
+from agelib.datasets.portrait import draw_portrait
+from agelib.datasets.unpack import write_tar
+from agelib.files import atomic, sha256
+
+N_WIKI, N_UTKFACE = 320, 140
+SEED = 20
+
+
+class WikiRow(NamedTuple):
+    """One row of `wiki.mat`, with the bytes of its image or None where the image is missing."""
+
+    age: int
+    gender: float
+    image: bytes | None
+    face_score: float = 4.0
+    second_face_score: float = np.nan
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def _no_face(rng: np.random.Generator) -> np.ndarray:
+    return cv2.resize(rng.integers(60, 200, (6, 6, 3), np.uint8), (160, 160))
+
+
+def wiki_rows(rng: np.random.Generator) -> Iterator[WikiRow]:
+    """Yields the rows of the sample's WIKI: good ones first, then one of every trouble."""
+    for i in range(N_WIKI):
+        age, gender = int(rng.integers(1, 86)), i % 2
+        size = int(rng.integers(110, 260))
+        yield WikiRow(age, gender, _jpeg(draw_portrait(age, gender, rng, size, 0.5)))
+    face = draw_portrait(30, 1, rng)
+    good = _jpeg(face)
+    yield WikiRow(30, 1, _jpeg(_no_face(rng)))
+    yield WikiRow(30, 1, _jpeg(np.hstack([face, draw_portrait(60, 0, rng)])))
+    yield WikiRow(30, 1, good[: len(good) // 2])
+    yield WikiRow(30, 1, b"")
+    yield WikiRow(-31, 1, good)
+    yield WikiRow(2014, 1, good)
+    yield WikiRow(30, np.nan, good)
+    yield WikiRow(30, 1, good, face_score=0.4)
+    yield WikiRow(30, 1, good, face_score=-np.inf)
+    yield WikiRow(30, 1, good, second_face_score=2.5)
+    yield WikiRow(30, 1, None)
+
+
+def utkface_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Yields names and contents of the sample's UTKFace: good ones first, then the troubles."""
+    for i in range(N_UTKFACE):
+        age, gender, race = int(rng.integers(1, 86)), i % 2, i % 5
+        name = f"{age}_{gender}_{race}_{20170116000000000 + i}.jpg.chip.jpg"
+        yield name, _jpeg(draw_portrait(age, gender, rng))
+    good = _jpeg(draw_portrait(30, 1, rng))
+    yield "39_1_20170116174525125.jpg.chip.jpg", good
+    yield "24_1_0_20170116220224657 .jpg.chip.jpg", good
+    yield "55_1_0_20170116232725357jpg.chip.jpg", good
+    for age in (0, 86, 116):
+        yield f"{age}_1_0_20170116174525125.jpg.chip.jpg", good
+    yield "30_1_0_20170116174525126.jpg.chip.jpg", _jpeg(_no_face(rng))
+    yield "30_1_0_20170116174525127.jpg.chip.jpg", good[: len(good) // 2]
+    yield "30_1_0_20170116174525128.jpg.chip.jpg", b""
+
+
+def make_archives(folder: Path) -> list[Path]:
+    """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`, the same bytes every time.
+
+    Those that are already there stay as they are.
+
+    Args:
+        folder: Where to; it then serves as a mirror of the official homes.
+
+    Returns:
+        The two archives' paths.
+    """
+    contents = {
+        Path(folder) / "wiki_crop.tar": _wiki_files(np.random.default_rng(SEED)),
+        Path(folder) / "UTKFace.tar.gz": utkface_files(np.random.default_rng(SEED + 1)),
+    }
+    for path, files in contents.items():
+        if not path.exists():
+            write_tar(path, files)
+    sums = Path(folder) / "SHA256SUMS"
+    if not sums.exists():
+        with atomic(sums) as partial:
+            partial.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in contents))
+    return list(contents)
+
+
+def make_own(folder: Path) -> Path:
+    """Writes a folder of images with a `labels.csv`, as people keep their own photos.
+
+    Args:
+        folder: Where to; one that has its labels stays as it is.
+
+    Returns:
+        The folder.
+    """
+    labels = Path(folder) / LABELS
+    if labels.exists():
+        return Path(folder)
+    rows = []
+    for name, image in utkface_files(np.random.default_rng(SEED + 2)):
+        path = Path(folder) / "photos" / name.replace(".chip.jpg", "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+        age, gender, *rest = name.split("_")
+        if len(rest) == 2:  # else the name does not say it all
+            rows.append(f"photos/{path.name},{age},{('male', 'female')[int(gender)]}\n")
+    with atomic(labels) as partial:
+        partial.write_text("path,age,gender\n" + "".join(rows))
+    return Path(folder)
+
+
+def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Yields the images of WIKI and, last, the `wiki.mat` that describes them."""
+    rows, paths, births = list(wiki_rows(rng)), [], []
+    for i, row in enumerate(rows):
+        # Born in March or October: on both sides of the half-year rule.
+        month = 3 if i % 2 else 10
+        birth_year = 2010 - row.age - (month >= 7)
+        births.append((birth_year, month, 1))
+        paths.append(f"{i % 100:02d}/{1000 + i}_{birth_year}-{month:02d}-01_2010.jpg")
+        if row.image is not None:
+            yield paths[-1], row.image
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"wiki": _wiki_mat(rows, paths, births)})
+    # The first 116 bytes of the file are a comment, in which scipy notes the time.
+    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
+    yield "wiki.mat", comment + buffer.getvalue()[116:]
+
+
+def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dict:
+    """Returns what the official `wiki.mat` holds: one struct of row vectors."""
+    whole = np.array([1.0, 1.0, 200.0, 200.0])
+    return {
+        "dob": np.array([[_matlab_day(*birth) for birth in births]], np.int32),
+        "photo_taken": np.full((1, len(rows)), 2010, np.uint16),
+        "full_path": _cells(paths),
+        # The official code: 1 is male.
+        "gender": np.array([[1.0 - row.gender for row in rows]]),
+        "name": _cells([f"Person {i}" for i in range(len(rows))]),
+        "face_location": _cells([whole] * len(rows)),
+        "face_score": np.array([[row.face_score for row in rows]]),
+        "second_face_score": np.array([[row.second_face_score for row in rows]]),
+    }
+
+
+def _matlab_day(year: int, month: int, day: int) -> int:
+    """Returns MATLAB's day number, or 0 for a year before the first, as impossible ages give."""
+    return datetime.date(year, month, day).toordinal() + 366 if year >= 1 else 0
+
+
+def _cells(values: list) -> np.ndarray:
+    """Returns a 1 x n MATLAB cell array."""
+    cells = np.empty((1, len(values)), object)
+    cells[0, :] = values
+    return cells

@@ -1,0 +1,1 @@
+"""Evaluation: scores, tables, runs (notebook 05)."""

@@ -1,0 +1,167 @@
+"""Evaluation: what a model gets right, on faces it has not been trained on."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agelib import AgelibError, __version__
+from agelib.config import Config
+from agelib.datasets.tables import check_splits
+from agelib.evaluation.breakdown import breakdown
+from agelib.evaluation.scores import metrics
+from agelib.evaluation.tables import estimates_table
+from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
+from agelib.files import atomic, read_json, sha256, write_csv, write_json
+from agelib.labels import read_utkface
+from agelib.model.inference import estimate
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
+
+ESTIMATES = "estimates.csv"
+
+
+def evaluate_run(config: Config) -> dict[str, Any]:
+    """Evaluates a run's model on train, val and test faces.
+
+    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set.
+    Done already by this version for this model and these faces, it is not done again.
+
+    Args:
+        config: Says which run, and where its faces are.
+
+    Returns:
+        The metrics of the first test set, with those of its `groups`, `no_face` (images in which
+        MTCNN found none), `rejected` (images left out, by reason), `dataset`, `model` and `crop`;
+        those of each split under `splits`, and of each test set under `tests` and its name.
+
+    Raises:
+        AgelibError: If there is no model or no faces.
+    """
+    # Imported here: it loads TensorFlow, which the metrics do without.
+    from agelib.model.network import load_model
+
+    model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
+    listed = config.run_folder / ESTIMATES
+    for name in config.sources:
+        read_manifest(config.faces / name)  # says what to do where there is none
+    manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
+    made = all(file.exists() for file in (path, listed, model_path))
+    done = read_json(path) if made else {}
+    roles = {"train": list(config.train_sources), "test": list(config.test_sources)}
+    same = done.get("agelib") == __version__ and done["manifests"] == manifests
+    same = same and done.get("sources") == roles
+    if same and done["model"]["sha256"] == sha256(model_path):
+        return done
+    model, note = load_model(model_path)
+    splits, tests = {}, {}
+    for split, name, faces, outputs in estimate_splits(model, note, config):
+        found = scores(faces, outputs)
+        splits.setdefault(split, found)
+        if name == config.test_sources[0]:
+            with atomic(listed) as partial:
+                write_csv(estimates_table(faces, outputs), partial)
+        if name:
+            tests[name] = _report(found, read_manifest(config.faces / name), model_path)
+    report = tests[config.test_sources[0]] | {"splits": splits, "tests": tests}
+    report |= {"manifests": manifests, "sources": roles, "agelib": __version__}
+    write_json(path, report)
+    return report
+
+
+def estimate_splits(
+    model: "keras.Model", note: dict[str, Any], config: Config
+) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
+    """Runs a model on "train" and "val" faces, and on the "test" faces of one set after the other.
+
+    Args:
+        model: The model.
+        note: What its file says of it.
+        config: Says where the faces are.
+
+    Yields:
+        The split, the test set's name ("" for train and val), faces, and what `estimate` returns.
+
+    Raises:
+        AgelibError: If there are no faces, or not those that the model was trained on, or they were
+            cropped otherwise than the model's.
+    """
+    _check_trained_on(config)
+    check_splits(config.train_sources, config)
+    for name in config.sources:
+        if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
+            raise AgelibError(
+                f"{config.faces / name} holds crops of {crop}, but the model of run {config.run} "
+                f"was made for {note['crop']}: clean again with those settings."
+            )
+    parts = [("train", "", config.train_sources), ("val", "", config.train_sources)]
+    parts += [("test", name, (name,)) for name in config.test_sources]
+    for split, name, sources in parts:
+        faces = FaceSet([config.faces / source for source in sources], split)
+        yield split, name, faces, estimate(model, faces)
+
+
+def _check_trained_on(config: Config) -> None:
+    """Makes sure that nobody whom the model learned from is now among those held out."""
+    noted = config.run_folder / "config.json"
+    if not noted.exists():  # a model from elsewhere
+        return
+    here = {name: fingerprint(config.faces / name) for name in config.train_sources}
+    if read_json(noted)["faces"] != here:
+        raise AgelibError(
+            f"Run {config.run} was trained on other faces than {' and '.join(here)} in "
+            f"{config.faces}: give the --train-sources of its train command, or train anew under "
+            "another --run name."
+        )
+
+
+def scores(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns `scores.metrics` of all faces, and under `groups` those of groups of them."""
+    return metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}
+
+
+def evaluate_folder(
+    images: Path, model: "keras.Model", model_path: Path, config: Config
+) -> dict[str, Any]:
+    """Evaluates a model on any folder of images named as UTKFace names them.
+
+    They are detected and cropped exactly as in cleaning.
+
+    Args:
+        images: The folder.
+        model: The model.
+        model_path: Where it was loaded from.
+        config: Crop settings: those of the model.
+
+    Returns:
+        As `evaluate_run`, without `splits`.
+
+    Raises:
+        AgelibError: If no image has a valid name and a face.
+    """
+    from agelib.faces.cleaning import clean_table  # here for the same reason
+
+    if not Path(images).is_dir():
+        raise AgelibError(f"{images} is no folder: name one with images.")
+    table = read_utkface(images).assign(split="test")
+    if not (table["reject"] == "").any():
+        raise AgelibError(f"{images} holds no image named age_gender_race_date.jpg.")
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = clean_table(table, images, Path(scratch), Path(images).name, config)
+        if not manifest["counts"]["kept"]:
+            raise AgelibError(f"{images} has no image with a usable face.")
+        faces = FaceSet([Path(scratch)], "test")
+        return _report(scores(faces, estimate(model, faces)), manifest, model_path)
+
+
+def _report(found: dict, manifest: dict, model_path: Path) -> dict[str, Any]:
+    return found | {
+        "no_face": manifest["counts"].get("no_face", 0),
+        "rejected": {k: v for k, v in manifest["counts"].items() if k != "kept"},
+        "dataset": manifest["dataset"],
+        "model": {"file": model_path.name, "sha256": sha256(model_path)},
+        "crop": manifest["crop"],
+    }

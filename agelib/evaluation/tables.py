@@ -1,0 +1,181 @@
+"""The tables in which people read scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agelib.evaluation.breakdown import worst_groups
+from agelib.evaluation.scores import YEARS_WITHIN
+from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.model.calibration import age_interval, median_age
+
+_FACE_COLUMNS = (
+    *("face", "left", "top", "right", "bottom", "confidence", "age", "age_low", "age_high"),
+    *("age_branch", "age_branch_probability", "gender", "gender_probability"),
+)
+_RESULTS = {
+    "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
+    "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
+    "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
+    "AGE mean absolute error, years": ("age_mae", 1),
+    "GENDER accuracy": ("gender_accuracy", 100),
+    "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
+    "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
+}
+_SURENESS = {
+    **{
+        f"AGE at most {years} year{'s' * (years > 1)} off": (f"age_within_{years}", 100)
+        for years in YEARS_WITHIN
+    },
+    "AGE in its 80 % interval": ("age_interval_coverage", 100),
+    "AGE, width of that interval, years": ("age_interval_width", 1),
+    "AGE calibration error (ECE)": ("age_branch_ece", 100),
+    "GENDER calibration error (ECE)": ("gender_ece", 100),
+}
+
+
+def results_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns a row for each score, with its 95 % interval, and a column for each split."""
+    return _table(_by_split(report), _RESULTS)
+
+
+def sureness_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns how far off ages are, and how well the model knows that, as `results_table` does."""
+    return _table(_by_split(report), _SURENESS)
+
+
+def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Returns a row for each score on the test faces, and a column for each of several runs.
+
+    Args:
+        reports: Name of a run -> its report, as `agelib.evaluation.evaluate.evaluate_run` returns
+            it.
+    """
+    return _table(reports, _RESULTS | _SURENESS)
+
+
+def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found = report.get("splits") or {"test": report}
+    columns = {split: found[split] for split in ("train", "val", "test") if split in found}
+    others = list(report.get("tests", {}).items())[1:]
+    return columns | {f"test on {name}": scores for name, scores in others}
+
+
+def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]]) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            name: [_figure(scores, key, scale) for key, scale in rows.values()]
+            for name, scores in columns.items()
+        },
+        index=list(rows),
+    )
+    table.loc["faces"] = [f"{scores['n']:,}" for scores in columns.values()]
+    return table
+
+
+def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
+    text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
+    return text + _brackets(scores["intervals"].get(key), scale)
+
+
+def _brackets(ends: list[float] | None, scale: int) -> str:
+    return f" ({scale * ends[0]:.1f}-{scale * ends[1]:.1f})" if ends else ""
+
+
+def recall_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns how many test faces each class has, and the share that is recognised."""
+    rows = []
+    for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
+        counts = np.sum(report[f"{head}_confusion"], axis=1)
+        recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
+        for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
+            share = "-" if recall is None else f"{100 * recall:.1f} %"
+            rows.append({"class": name, "faces": int(n), "recall": share + _brackets(ends, 100)})
+    return pd.DataFrame(rows).set_index("class")
+
+
+def groups_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns the scores of each group of test faces, with 95 % intervals."""
+    rows = [
+        {
+            "by": group["by"],
+            "group": group["group"],
+            "faces": group["n"],
+            "AGE accuracy": _figure(group, "age_branch_accuracy", 100),
+            "AGE error, years": _figure(group, "age_mae", 1),
+            "GENDER accuracy": _figure(group, "gender_accuracy", 100),
+        }
+        for group in report["groups"]
+    ]
+    return pd.DataFrame(rows).set_index(["by", "group"])
+
+
+def name_worst(report: dict[str, Any]) -> str:
+    """Returns a sentence on the groups that are judged worst, or that there are too few faces."""
+    titles = {"age_branch_accuracy": "age branch", "gender_accuracy": "gender"}
+    found = [
+        f"{titles[score]}, {cell['group']}: {100 * cell[score]:.1f} % of {cell['n']:,} faces right"
+        for score, cell in worst_groups(report["groups"]).items()
+    ]
+    if not found:
+        return "No group of ten or more people has an error."
+    return "Worst " + "; worst ".join(found)
+
+
+def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Returns a row for each face: what it is, what the model says, and how sure it is.
+
+    Args:
+        faces: As for `agelib.evaluation.breakdown.breakdown`, with `paths` as well.
+        outputs: As for `agelib.evaluation.scores.metrics`.
+
+    Returns:
+        `path`, true `age`, `age_branch`, `gender` and `race` (empty where unknown), `said_age`
+        with `age_low` and `age_high`, the ends of its 80 % interval, `said_branch` and
+        `said_gender`, and their probabilities `branch_confidence` and `gender_confidence`.
+    """
+    low, high = age_interval(outputs["age"])
+    branch, gender = outputs["age_branch"], outputs["gender"]
+    return pd.DataFrame(
+        {
+            "path": faces.paths,
+            "age": faces.age,
+            "age_branch": np.take(BRANCH_NAMES, faces.age_branch),
+            "gender": np.take(GENDERS, faces.gender),
+            "race": np.take((*faces.races, ""), faces.race),
+            "said_age": median_age(outputs["age"]),
+            "age_low": low,
+            "age_high": high,
+            "said_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),
+            "branch_confidence": branch.max(axis=1).round(4),
+            "said_gender": np.take(GENDERS, gender.argmax(axis=1)),
+            "gender_confidence": gender.max(axis=1).round(4),
+        }
+    )
+
+
+def predictions_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Returns a row for each face of many photos; one without faces has a row that says so.
+
+    Args:
+        results: For each photo its name as `photo`, `faces` as
+            `agelib.prediction.estimator.Estimate.to_dict` returns them, and where it could not be
+            read an `error`.
+    """
+    rows = []
+    for result in results:
+        photo = {"photo": result["photo"], "note": result.get("error", "")}
+        faces = [_face_row(number, face) for number, face in enumerate(result["faces"], 1)]
+        rows += [photo | face for face in faces or [{"note": photo["note"] or "no face"}]]
+    table = pd.DataFrame(rows, columns=["photo", *_FACE_COLUMNS, "note"])
+    return table.astype(dict.fromkeys(("face", "age", "age_low", "age_high"), "Int64"))
+
+
+def _face_row(number: int, face: dict[str, Any]) -> dict[str, Any]:
+    branch, gender = face["age_branch"], face["gender"]
+    values = (number, *face["box"], face["confidence"], face["age"], *face["age_interval"])
+    values += (branch, face["age_branch_probabilities"][branch])
+    values += (gender, face["gender_probabilities"][gender])
+    return dict(zip(_FACE_COLUMNS, values, strict=True))

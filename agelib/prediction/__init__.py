@@ -1,0 +1,1 @@
+"""Prediction: photos, estimates, a page, other formats (notebook 06)."""

@@ -1,0 +1,165 @@
+"""Prediction: a photo to faces, each with age, age branch and gender."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from agelib.faces.detector import FaceDetector
+from agelib.faces.images import PORTRAIT_CANVAS, Face, crop_face, resize
+from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.model.calibration import age_interval, median_age
+from agelib.model.inference import inference_graph, probabilities
+from agelib.model.network import PRETRAINED, load_model
+from agelib.prediction.photos import Photo, read_photo
+
+# Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
+_CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
+PHOTO_CANVAS = _CANVASES[-1]
+# Photos whose faces are judged together: so many, and of no more bytes.
+_BATCH, _BATCH_BYTES = 32, 100_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the model says of one face.
+
+    Attributes:
+        face: Where it is.
+        age: Whole years, the median of `ages`: as likely too low as too high.
+        interval: The youngest and oldest whole years of the middle 80 % of `ages`.
+        ages: Probabilities of the years 1 to 85, float of shape (85,).
+        branches: Probabilities of the five age branches, float of shape (5,).
+        genders: Probabilities of Male and Female, float of shape (2,).
+    """
+
+    face: Face
+    age: int
+    interval: tuple[int, int]
+    ages: np.ndarray
+    branches: np.ndarray
+    genders: np.ndarray
+
+    @property
+    def branch(self) -> str:
+        """The most probable age branch, for example "24-39"."""
+        return BRANCH_NAMES[int(self.branches.argmax())]
+
+    @property
+    def gender(self) -> str:
+        """The more probable gender, "Male" or "Female"."""
+        return GENDERS[int(self.genders.argmax())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON types, without the 85 single years."""
+        return {
+            "box": [round(value, 1) for value in self.face.box],
+            "confidence": round(self.face.confidence, 4),
+            "age": self.age,
+            "age_interval": list(self.interval),
+            "age_branch": self.branch,
+            "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
+            "gender": self.gender,
+            "gender_probabilities": _named(GENDERS, self.genders),
+        }
+
+
+class Estimator:
+    """Estimates age and gender of every face in a photo.
+
+    Args:
+        model_path: A model.keras; it holds all that prediction needs, the crop settings too.
+            By default the one that comes with the package.
+
+    Attributes:
+        path: The file.
+        model: The network, as it was read; `predict` does not see later changes to it.
+        crop: Keyword arguments of `agelib.faces.images.crop_face`, as the model needs its faces.
+
+    Raises:
+        AgelibError: If the file is missing or no such model.
+    """
+
+    def __init__(self, model_path: Path = PRETRAINED):
+        self.path = Path(model_path)
+        self.model, note = load_model(model_path)
+        self.crop = note["crop"]
+        self._graph = inference_graph(self.model)
+        self._detector = FaceDetector()
+
+    def predict(self, photo: str | Path | bytes | np.ndarray | Image.Image) -> list[Estimate]:
+        """Finds and judges the faces of one photo.
+
+        Args:
+            photo: A path, an http address, a file's bytes, RGB uint8 of shape (height, width, 3),
+                or a PIL image.
+
+        Returns:
+            One estimate a face, from left to right; empty if there is none.
+
+        Raises:
+            AgelibError: If the photo cannot be read, or is an array of another form.
+        """
+        image = read_photo(photo)
+        return self._judge([image], [self._find(image)])[0]
+
+    def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
+        """Judges the faces of many photos, those of several photos at a time.
+
+        Args:
+            photos: From `agelib.prediction.photos.read_photos`, for example; read as they are
+                needed.
+
+        Yields:
+            Each photo, in order, and its estimates; none for one that could not be read.
+        """
+        batch: list[Photo] = []
+        for photo in photos:
+            batch.append(photo)
+            size = sum(each.image.size for each in batch if each.image is not None)
+            if size > _BATCH_BYTES or len(batch) == _BATCH:
+                yield from self._judge_photos(batch)
+                batch = []
+        yield from self._judge_photos(batch)
+
+    def _judge_photos(self, photos: Sequence[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
+        images = [photo.image for photo in photos if photo.image is not None]
+        judged = iter(self._judge(images, [self._find(image) for image in images]))
+        for photo in photos:
+            yield photo, [] if photo.image is None else next(judged)
+
+    def _find(self, image: np.ndarray) -> list[Face]:
+        long_side = max(image.shape[:2])
+        canvas_size = next((size for size in _CANVASES if size >= long_side), PHOTO_CANVAS)
+        faces = self._detector.detect([image], canvas_size)[0]
+        return sorted(faces, key=lambda face: face.box[0])
+
+    def _judge(
+        self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
+    ) -> list[list[Estimate]]:
+        """Returns the estimates of each image's faces."""
+        size = self.model.input_shape[1:3]
+        crops = [
+            resize(crop_face(image, face, **self.crop), size)
+            for image, found in zip(images, faces, strict=True)
+            for face in found
+        ]
+        if not crops:
+            return [[] for _ in images]
+        outputs = probabilities(self._graph, np.stack(crops))
+        judged = iter(_estimates([face for found in faces for face in found], outputs))
+        return [[next(judged) for _ in found] for found in faces]
+
+
+def _estimates(faces: Sequence[Face], outputs: dict[str, np.ndarray]) -> list[Estimate]:
+    years, ages = median_age(outputs["age"]), outputs["age"]
+    ends = np.stack(age_interval(ages), axis=1).tolist()
+    columns = faces, years.tolist(), map(tuple, ends), ages, outputs["age_branch"]
+    return [Estimate(*row) for row in zip(*columns, outputs["gender"], strict=True)]
+
+
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(p), 4) for name, p in zip(names, values, strict=True)}

@@ -1,0 +1,217 @@
+"""A page in the browser: a photo goes in, the annotated picture and a table come out.
+
+Gradio, an extra, is loaded only by what builds and shows the page.
+"""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from agelib import AgelibError
+from agelib.model.network import PRETRAINED
+from agelib.prediction.answer import answer, as_html, paragraph
+from agelib.prediction.estimator import Estimator
+
+if TYPE_CHECKING:
+    import gradio
+
+_LOCALHOST = "127.0.0.1"
+MAX_UPLOAD = 20 * 2**20  # bytes
+_DELAY = 2  # seconds from an answer to the end of its upload
+# Seconds: how often to look for uploads that were never asked about, and their age by then.
+_SWEEP = 60, 3600
+_CSS = """
+.gradio-container { max-width: 1100px !important; margin: auto !important }
+#answer .html-container { padding: .3em 0 }
+#answer p { margin: 0 0 .7em; font-size: 1.1em }
+#answer img { display: block; max-width: 100%; max-height: 56vh; border-radius: 8px }
+#answer table { width: 100%; margin-top: .8em; border-collapse: collapse }
+#answer :is(table, thead, tbody) { border: 0 !important }
+#answer tr { border: solid var(--border-color-primary) !important;
+  border-width: 0 0 1px !important }
+#answer :is(th, td) { padding: .45em .8em .45em 0; border: 0; text-align: left }
+@media (max-width: 640px) {
+  h1 { font-size: 1.3em !important }
+  #photo { height: 190px !important }
+  #answer img { max-height: 38vh }
+}
+"""
+
+
+def build_page(estimator: Estimator) -> "gradio.Blocks":
+    """Builds the page, to be shown with `launch`.
+
+    Args:
+        estimator: The model that answers.
+
+    Raises:
+        AgelibError: If Gradio is missing or too old.
+    """
+    gradio = _load_gradio()
+    wanted = f"a JPEG or PNG of up to {MAX_UPLOAD // 2**20} MB"
+    with gradio.Blocks(
+        title="agelib", analytics_enabled=False, delete_cache=_SWEEP, fill_width=True
+    ) as page:
+        gradio.Markdown(f"# How old does a face look?\n\n{_limits(estimator)}")
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=300):
+                photo = gradio.Image(
+                    label="Photo",
+                    elem_id="photo",
+                    sources=["upload", "webcam", "clipboard"],
+                    height=300,
+                    placeholder=f"Drop a photo here\n- or -\nchoose {wanted}",
+                )
+            with gradio.Column(scale=3, min_width=300):
+                result = gradio.HTML(
+                    paragraph("The answer appears here."), elem_id="answer", padding=False
+                )
+        # Gradio would decode the file in its own way, and fail in its own words.
+        photo.preprocess = lambda upload: Path(upload.path)
+        photo.upload(
+            functools.partial(_answer_upload, estimator),
+            photo,
+            [result, photo],
+            # One after the other, as TensorFlow uses all cores for one; but each of them.
+            concurrency_limit=1,
+            trigger_mode="multiple",
+            show_progress_on=[result],
+            api_visibility="private",
+        )
+    return page
+
+
+def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
+    """Answers with the result as HTML, and with what empties the place for the photo."""
+    try:
+        return as_html(*answer(estimator, path)), None
+    except Exception:
+        # A sentence for the visitor, and the rest for whoever runs the page.
+        traceback.print_exc()
+        return paragraph("Something went wrong with this photo here: try another."), None
+    finally:
+        # The browser fetches it to show it, and the server stumbles if it is gone halfway.
+        timer = threading.Timer(_DELAY, _remove, [path])
+        timer.daemon = True
+        timer.start()
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _limits(estimator: Estimator) -> str:
+    off = "can be off by many years"
+    if estimator.path == PRETRAINED:
+        scores = json.loads(PRETRAINED.with_name("card.json").read_text())["scores"]["test"]
+        off = f"was off by {scores['age_mae']:.1f} years on average on {scores['n']:,} test faces"
+        off += ", and can be off by far more on a single one"
+    return (
+        f"An estimate says how old a face looks, not how old a person is. It {off}: **decide "
+        "nothing about a person by it.** Photos are deleted right after they are answered."
+    )
+
+
+def launch(page: "gradio.Blocks", **options: Any) -> None:
+    """Shows a page: in a notebook below the cell, elsewhere under its address alone.
+
+    Args:
+        page: From `build_page`.
+        options: Further ones of Gradio's `launch`, such as `server_name` and `server_port`.
+    """
+    gradio = _load_gradio()
+    settings = {
+        "theme": gradio.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        "css": _CSS,
+        "server_name": _LOCALHOST,
+        "max_file_size": MAX_UPLOAD,
+        "share": False,
+        "footer_links": [],
+        "quiet": True,
+        "ssr_mode": False,
+        "prevent_thread_lock": True,
+        # Gradio remembers the last answer of so many visitors.
+        "state_session_capacity": 1,
+    }
+    page.launch(**settings | options)
+
+
+def serve(model_path: Path, host: str, port: int) -> None:
+    """Serves the page until Ctrl-C.
+
+    Args:
+        model_path: A model.keras.
+        host: The address to listen at; 0.0.0.0 lets other machines in.
+        port: 1 to 65535.
+
+    Raises:
+        AgelibError: If Gradio or the model is missing, or nothing can listen there.
+    """
+    _check_address(host, port)
+    _load_gradio()
+    page = build_page(Estimator(model_path))
+    launch(page, server_name=host, server_port=port)
+    print(f"model: {model_path}\nThe page is at {page.local_url} until Ctrl-C.", flush=True)
+    # Whoever ends the process in another way than Ctrl-C wants nothing to remain either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            time.sleep(1)
+    finally:
+        page.close(verbose=False)
+
+
+def _check_address(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise AgelibError(f"The port is {port}, but must be from 1 to 65535.")
+    if ":" in host:
+        raise AgelibError(f"{host} is an address of IPv6, which the page cannot be at: use IPv4.")
+    # Gradio wants the port of the machine itself in any case.
+    for address in (_LOCALHOST, host):
+        try:
+            socket.create_server((address, port)).close()
+        # A name that cannot be one is an error of another kind.
+        except (OSError, UnicodeError, TypeError) as error:
+            raise AgelibError(
+                f"Port {port} of {address} is taken, or that is no address of this machine: give "
+                "another --port or --host."
+            ) from error
+
+
+def _load_gradio() -> ModuleType:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = _scratch()
+    wanted = 'The page needs Gradio 6.18 or later: pip install "gradio>=6.18".'
+    try:
+        import gradio
+    except ImportError as error:
+        raise AgelibError(wanted) from error
+    # The pages of earlier ones load a script from another machine.
+    if tuple(map(int, gradio.__version__.split(".")[:2])) < (6, 18):
+        raise AgelibError(wanted)
+    return gradio
+
+
+@functools.cache
+def _scratch() -> str:
+    """Returns a folder for uploads, one a process, which is removed at its end."""
+    folder = tempfile.mkdtemp(prefix="agelib-page-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

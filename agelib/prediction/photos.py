@@ -1,0 +1,199 @@
+"""Photos from wherever they are: files, folders, patterns, addresses, videos, or memory."""
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlparse
+
+import cv2
+import numpy as np
+import requests
+from PIL import Image
+
+from agelib import AgelibError
+from agelib.faces.images import Rejected, read_image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+PICTURE_SUFFIX = ".estimates.png"
+_LARGEST = 100_000_000  # bytes of a download
+_LONGEST_NAME = 100
+_SECONDS = 30  # of silence, until a download is given up
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of many, read or not.
+
+    Attributes:
+        name: Where it is from; of a video's frame, with the second.
+        image: RGB uint8 of shape (height, width, 3), or None if it cannot be read.
+        error: Why it cannot be, in a sentence; empty if it can.
+    """
+
+    name: str
+    image: np.ndarray | None
+    error: str = ""
+
+
+def read_photo(source: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
+    """Reads a photo from whatever holds one.
+
+    Args:
+        source: A path, an http address, a file's bytes, an RGB uint8 array of shape (height, width,
+            3), or a PIL image.
+
+    Returns:
+        RGB uint8 of shape (height, width, 3).
+
+    Raises:
+        AgelibError: If it cannot be had or read, or is an array of another form.
+    """
+    if isinstance(source, np.ndarray):
+        return _check(source)
+    if not _is_address(source):
+        return read_image(source)
+    try:
+        return read_image(_download(source))
+    except Rejected:
+        raise AgelibError(f"{source} leads to no image that can be read.") from None
+
+
+def find_photos(places: Sequence[str | Path]) -> list[str | Path]:
+    """Returns the photos and videos that files, folders, patterns and addresses stand for.
+
+    Folders are read at any depth. Annotated pictures (`*.estimates.png`) in one are no photos.
+
+    Args:
+        places: Paths, patterns such as "holiday/*.jpg", http addresses.
+
+    Raises:
+        AgelibError: If a place does not exist or a folder holds no photo.
+    """
+    return [photo for place in places for photo in _photos_at(place)]
+
+
+def _photos_at(place: str | Path) -> list[str | Path]:
+    if _is_address(place):
+        return [str(place)]
+    path = Path(place).expanduser()
+    if path.is_dir():
+        if not (found := _images_below(path)):
+            suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            raise AgelibError(f"{place} holds no photo ({suffixes}).")
+        return found
+    if path.exists():  # a file may have brackets in its name
+        return [path]
+    found = sorted(filter(_is_photo, map(Path, glob.glob(str(path), recursive=True))))
+    if not found:
+        raise AgelibError(f"{place} does not exist.")
+    return found
+
+
+def read_photos(places: Iterable[str | Path]) -> Iterator[Photo]:
+    """Reads photos one after the other, of a video one frame each second.
+
+    Args:
+        places: From `find_photos`.
+
+    Yields:
+        Every photo, those that cannot be read as well.
+    """
+    for place in places:
+        if is_video(place):
+            yield from _frames(Path(place))
+            continue
+        try:
+            yield Photo(str(place), read_photo(place))
+        except AgelibError as error:
+            yield Photo(str(place), None, str(error))
+
+
+def name_picture(name: str, taken: set[str]) -> str:
+    """Returns a file name of its own for the annotated picture of a photo.
+
+    Args:
+        name: The photo's.
+        taken: What earlier calls chose; this one adds its choice.
+    """
+    last = PurePosixPath(unquote(urlparse(name).path)) if _is_address(name) else Path(name)
+    own = last.stem if last.suffix.lower() in IMAGE_SUFFIXES else last.name
+    # What an address ends in may be no name for a file, or too long for one.
+    own = re.sub(r"[^\w .()\[\]-]", "_", own)[:_LONGEST_NAME] or "photo"
+    stems = chain([own], (f"{own}-{number}" for number in count(2)))
+    # Some file systems take A.png and a.png for one file.
+    stem = next(stem for stem in stems if stem.lower() not in taken)
+    taken.add(stem.lower())
+    return f"{stem}{PICTURE_SUFFIX}"
+
+
+def _frames(path: Path) -> Iterator[Photo]:
+    video = cv2.VideoCapture(str(path))
+    second = 0
+    try:
+        while video.grab():
+            # By its own clock: the rate that a video names need not be its rate.
+            position = video.get(cv2.CAP_PROP_POS_MSEC)
+            if position < second * 1000:
+                continue
+            second = int(position // 1000)  # which may leave out some
+            read, frame = video.retrieve()
+            if read:
+                yield Photo(f"{path} at {second} s", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            second += 1
+    finally:
+        video.release()
+    if not second:
+        why = "cannot be read as a video (damaged, or of no common format)"
+        yield Photo(str(path), None, f"{path} {why}.")
+
+
+def _download(address: str) -> bytes:
+    try:
+        with requests.get(address, stream=True, timeout=_SECONDS) as answer:
+            answer.raise_for_status()
+            content = bytearray()
+            for part in answer.iter_content(2**20):
+                content += part
+                if len(content) > _LARGEST:
+                    raise AgelibError(f"{address} is larger than {_LARGEST // 10**6} MB.")
+    except requests.HTTPError as error:
+        raise AgelibError(
+            f"{address} cannot be fetched (status {error.response.status_code})."
+        ) from error
+    # urllib3's errors on impossible names are of the second kind.
+    except (requests.RequestException, ValueError) as error:
+        raise AgelibError(
+            f"{address} cannot be fetched: check the address and your connection."
+        ) from error
+    return bytes(content)
+
+
+def is_video(place: str | Path) -> bool:
+    """Tells whether a place that `find_photos` found is a video."""
+    return Path(place).suffix.lower() in VIDEO_SUFFIXES and not _is_address(place)
+
+
+def _is_address(place: str | Path | bytes) -> bool:
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+
+
+def _images_below(folder: Path) -> list[str | Path]:
+    return sorted(filter(_is_photo, folder.rglob("*")))
+
+
+def _is_photo(path: Path) -> bool:
+    right = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return right and path.is_file() and not path.name.endswith(PICTURE_SUFFIX)
+
+
+def _check(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise AgelibError(
+            f"The photo is {image.dtype} of shape {image.shape}, but must be RGB uint8 of shape "
+            "(height, width, 3), as agelib.prediction.photos.read_photo returns it."
+        )
+    return image

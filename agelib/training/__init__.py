@@ -1,0 +1,1 @@
+"""Training: batches, recipe, callbacks, the loop (notebook 04)."""

@@ -1,0 +1,98 @@
+"""Shards to tf.data: decoded in parallel, drawn anew each epoch, the same for the same seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agelib.backend import tf
+from agelib.faces.images import resize
+from agelib.faces.shards import FaceSet
+from agelib.labels import age_branch
+
+
+def train_batches(
+    faces: FaceSet,
+    weights: np.ndarray,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """Returns an endless stream of shuffled training batches.
+
+    An epoch draws as many faces as there are, each as often as its weight says, rounded up or
+    down by chance. Epoch e has the same order whether training started at epoch 0 or continues at
+    e, which is what makes a run that was cut off end as it would have. The last, smaller batch of
+    each epoch is left out.
+
+    Args:
+        faces: The faces to train on.
+        weights: How often each is shown relative to the others; float of shape (len(faces),).
+        batch_size: Faces in a batch.
+        image_size: Pixels per side.
+        seed: Of the order.
+        first_epoch: The epoch to begin with.
+
+    Returns:
+        Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
+        a dict of int32: `age` (batch_size, 2), the lowest and the highest year that the label
+        allows, which are the same where it is exact; `age_branch` (batch_size,), -1 where the label
+        allows several; `gender` (batch_size,).
+    """
+
+    def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.numpy_function(lambda e: _draw(weights, [seed, e]), [epoch], tf.int64)
+        order = tf.ensure_shape(order, (len(faces),))
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    return _load(epochs.flat_map(shuffled), faces, image_size)
+
+
+def ordered_batches(faces: FaceSet, batch_size: int, image_size: int) -> tf.data.Dataset:
+    """Returns all faces once, in their order, in batches as `train_batches` gives them."""
+    return _load(tf.data.Dataset.range(len(faces)).batch(batch_size), faces, image_size)
+
+
+def _draw(weights: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """Returns len(weights) numbers of faces in random order, drawn by systematic sampling."""
+    random = np.random.default_rng(seed)
+    count = len(weights)
+    shuffled = random.permutation(count)
+    ends = np.cumsum(weights[shuffled])
+    points = (random.random() + np.arange(count)) / count * ends[-1]
+    # Rounding may put the last point beyond the end.
+    drawn = shuffled[np.searchsorted(ends, points, side="right").clip(max=count - 1)]
+    return random.permutation(drawn)
+
+
+def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:
+    """Turns batches of face numbers into batches of images and targets."""
+    branches = np.where(faces.age_branch == age_branch(faces.age_high), faces.age_branch, -1)
+    labels = {
+        "age": np.stack([faces.age, faces.age_high], axis=1),
+        "age_branch": branches,
+        "gender": faces.gender,
+    }
+    labels = {name: tf.constant(values, tf.int32) for name, values in labels.items()}
+
+    def read(batch: np.ndarray) -> np.ndarray:
+        return np.array([faces.jpeg(i) for i in batch], dtype=object)
+
+    def decode(jpeg: tf.Tensor) -> tf.Tensor:
+        # The exact transform, so that training sees the very pixels that evaluation sees.
+        image = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.ensure_shape(image, (faces.crop_size, faces.crop_size, 3))
+
+    def resize_all(images: np.ndarray) -> np.ndarray:
+        return np.stack([resize(image, (image_size, image_size)) for image in images])
+
+    def load(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        jpegs = tf.ensure_shape(tf.numpy_function(read, [batch], tf.string), (None,))
+        images = tf.map_fn(decode, jpegs, fn_output_signature=tf.uint8)
+        if image_size != faces.crop_size:
+            images = tf.numpy_function(resize_all, [images], tf.uint8)
+            images = tf.ensure_shape(images, (None, image_size, image_size, 3))
+        return images, {name: tf.gather(values, batch) for name, values in labels.items()}
+
+    return indices.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,171 @@
+"""What happens around each step and epoch: seeds, learning rate, progress bar, checkpoint."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from agelib.backend import keras, tf
+from agelib.drive.backup import Backup
+from agelib.files import atomic
+from agelib.model.network import save_model
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """Returns where a run keeps its last finished epoch."""
+    return folder / "checkpoints" / "last.keras"
+
+
+def best_weights_path(folder: Path) -> Path:
+    """Returns where a run keeps the weights of its best epoch so far."""
+    return folder / "checkpoints" / "best.npz"
+
+
+def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
+    """Writes a run's history, one row an epoch, to history.csv and returns it.
+
+    The column `best` marks the epoch with the lowest validation loss, whose model is the run's.
+    """
+    table = pd.DataFrame(history)
+    table["best"] = table.index == table["val_loss"].idxmin()
+    with atomic(folder / "history.csv") as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
+class Reseed(keras.callbacks.Callback):
+    """Gives every random layer a seed of its own for each epoch.
+
+    Keras does not save the state of random layers; with the seed a matter of run and epoch, an
+    epoch is the same in a run that was cut off before it.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets the seeds."""
+        states = [v for v in self.model.variables if v.name == "seed_generator_state"]
+        for i, state in enumerate(states):
+            seeds = np.random.SeedSequence([self._seed, epoch, i]).generate_state(2)
+            state.assign(seeds.astype(state.dtype))
+
+
+class Schedule(keras.callbacks.Callback):
+    """Sets the learning rate before each step, as one of Keras' schedules says.
+
+    Left to the optimizer, the schedule becomes part of the graph, again for each weight: half a
+    minute more before a network's first step.
+    """
+
+    def __init__(self, rates: keras.optimizers.schedules.LearningRateSchedule):
+        super().__init__()
+        self._rates = rates
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Sets the rate."""
+        optimizer = self.model.optimizer
+        optimizer.learning_rate = float(self._rates(optimizer.iterations))
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows a bar from the first epoch to the last on standard error, with the time left."""
+
+    def __init__(self, epochs: int, steps: int, done: int = 0):
+        super().__init__()
+        self._epochs, self._steps, self._done = epochs, steps, done
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Opens the bar where training begins or goes on."""
+        device = tf.config.list_logical_devices()[-1].device_type  # what is quicker comes later
+        self._bar = tqdm(
+            total=self._epochs * self._steps,
+            initial=self._done * self._steps,
+            desc=f"train on {device}",
+            unit=" steps",
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Moves the bar."""
+        self._bar.update(1)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the epoch's loss."""
+        self._bar.set_postfix_str(f"epoch {epoch + 1}/{self._epochs}, loss {logs['loss']:.3f}")
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps each finished epoch, and the averaged weights of the best one, whole or not at all.
+
+    Args:
+        folder: The run's.
+        history: The epochs that are done; each finished one is added.
+        note: What the checkpoint says of itself, beside the history and the `seconds` it took.
+        remote: The run's folder on Drive, or None.
+        on_epoch: Called after each epoch with the history so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        history: list[dict],
+        note: dict,
+        remote: Path | None,
+        on_epoch: Callable[[pd.DataFrame], None],
+    ):
+        super().__init__()
+        self._folder, self._history, self._note = folder, history, note
+        self._backup = Backup(folder, remote) if remote else None
+        self._on_epoch = on_epoch
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Writes the files, sends them to Drive, and tells the caller."""
+        values = {name: float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, values.values())):
+            self.model.stop_training = True
+            return
+        best = best_weights_path(self._folder)
+        before = [row["val_loss"] for row in self._history] if best.exists() else []
+        if values["val_loss"] < min(before, default=math.inf):
+            with atomic(best) as partial, open(partial, "wb") as file:
+                np.savez(file, *averaged_weights(self.model))
+        self._history.append({"epoch": epoch + 1, **values})
+        self._note["seconds"] += time.monotonic() - self._began
+        save_model(
+            self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
+        )
+        history = write_history(self._folder, self._history)
+        if self._backup:
+            self._backup.push()
+        self._on_epoch(history)
+
+
+def averaging(model: keras.Model) -> list[keras.callbacks.Callback]:
+    """Returns the callback that validates with averaged weights, if the optimizer has them."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return [keras.callbacks.SwapEMAWeights()] if optimizer.use_ema else []
+
+
+def averaged_weights(model: keras.Model) -> list[np.ndarray]:
+    """Returns a model's weights as its optimizer averages them, if it does."""
+    swaps = averaging(model)
+    for swap in swaps:
+        swap.set_model(model)
+        swap.on_test_begin()
+    weights = model.get_weights()
+    for swap in swaps:
+        swap.on_test_end()
+    return weights

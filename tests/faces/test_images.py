@@ -1,0 +1,345 @@
+import gc
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from skimage import data
+
+from agelib.faces import shards
+from agelib.faces.images import MIN_FACE, Face, Rejected, choose_face, crop_face, read_image
+from agelib.model.network import build_model
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def encoded(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def plain(mode, colour, size=(24, 16)):
+    return Image.new(mode, size, colour)
+
+
+def face_at(x, y, size, confidence=0.9):
+    half = size / 2
+    return Face((x - half, y - half, x + half, y + half), confidence, np.zeros((5, 2)))
+
+
+def reason_of(call, *arguments):
+    with pytest.raises(Rejected) as caught:
+        call(*arguments)
+    return caught.value.reason
+
+
+# Colours
+
+
+def test_a_red_file_stays_red_up_to_the_network(tmp_path):
+    path = tmp_path / "red.png"
+    plain("RGB", RED, (60, 60)).save(path)
+    image = read_image(path)
+    assert (image == RED).all()
+    crop = crop_face(image, face_at(30, 30, 40), 32, 0.3)
+    assert (crop == RED).all()
+    stored = shards.decode_jpeg(shards.encode_jpeg(crop))
+    assert (stored[..., 0] > 240).all()
+    assert (stored[..., 1:] < 15).all()
+    model = build_model("EfficientNetB0", 32, augment=False)
+    seen = np.asarray(model.get_layer("normalisation")(crop[None].astype(np.float32)))
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=1e-4)
+
+
+# Reading
+
+
+def test_a_path_and_its_bytes_give_the_same(tmp_path, rng):
+    pixels = rng.integers(0, 255, (20, 30, 3), np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(pixels).save(path)
+    assert (read_image(path) == pixels).all()
+    assert (read_image(path.read_bytes()) == pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "store"),
+    [
+        (1, lambda image: image),
+        (2, lambda image: image[:, ::-1]),
+        (3, lambda image: np.rot90(image, 2)),
+        (6, lambda image: np.rot90(image, 1)),
+        (8, lambda image: np.rot90(image, -1)),
+    ],
+)
+def test_a_photo_taken_on_its_side_is_read_upright(orientation, store):
+    upright = np.zeros((32, 64, 3), np.uint8)
+    upright[:, :32], upright[:16, 32:] = RED, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(store(upright)))
+    image = read_image(encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).max() < 40
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG"),
+        encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"),
+        encoded(plain("RGBA", (*RED, 128)), "PNG"),
+        encoded(plain("RGB", RED).convert("P"), "PNG"),
+        encoded(plain("RGB", RED), "BMP"),
+        encoded(plain("RGB", RED), "WEBP"),
+        encoded(
+            plain("RGB", RED).convert("P"),
+            "GIF",
+            save_all=True,
+            append_images=[plain("RGB", BLUE).convert("P")],
+        ),
+    ],
+    ids=["cmyk jpeg", "cmyk tiff", "alpha png", "palette png", "bmp", "webp", "animated gif"],
+)
+def test_every_common_format_becomes_rgb(content):
+    image = read_image(content)
+    assert image.dtype == np.uint8
+    assert image.shape == (16, 24, 3)
+    assert np.abs(image.astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_grey_image_gets_three_equal_channels(form):
+    image = read_image(encoded(plain("L", 99), form))
+    assert image.shape == (16, 24, 3)
+    assert (image == 99).all()
+
+
+def test_grey_with_alpha_keeps_its_grey():
+    assert (read_image(encoded(plain("LA", (99, 10)), "PNG")) == 99).all()
+
+
+def test_sixteen_bits_are_scaled_down_and_not_cut_off():
+    values = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
+    image = read_image(encoded(Image.fromarray(values), "PNG"))
+    assert image.dtype == np.uint8
+    assert image[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert (image == image[..., :1]).all()
+
+
+def test_one_pixel_is_an_image():
+    assert read_image(encoded(plain("RGB", BLUE, (1, 1)), "PNG")).tolist() == [[list(BLUE)]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(plain("RGB", RED, (300, 90)), "JPEG"),
+        encoded(plain("L", 99, (300, 90)), "JPEG"),
+        encoded(plain("RGB", RED, (300, 90)), "PNG"),
+        encoded(plain("RGB", RED, (300, 90)).convert("P"), "PNG"),
+        encoded(Image.fromarray(np.full((90, 300), 40_000, np.uint16)), "PNG"),
+    ],
+    ids=["jpeg", "grey jpeg", "png", "palette png", "16 bits"],
+)
+def test_a_large_image_is_scaled_down_to_the_side_asked_for(content):
+    full = read_image(content)
+    assert full.shape == (90, 300, 3)
+    assert (read_image(content, 300) == full).all()
+    assert (read_image(content, 100) == full[:30, :100]).all()
+
+
+def test_a_small_image_is_not_scaled_up():
+    assert read_image(encoded(plain("RGB", RED), "PNG"), 1000).shape == (16, 24, 3)
+
+
+def test_scaling_down_keeps_what_an_image_shows():
+    photo = Image.fromarray(data.astronaut()).resize((1500, 1500))
+    expected = np.asarray(photo.resize((200, 200)))
+    for form in ("JPEG", "PNG"):
+        assert np.abs(read_image(encoded(photo, form), 200).astype(int) - expected).mean() < 2
+
+
+def test_a_line_of_pixels_stays_an_image_when_scaled_down():
+    assert read_image(encoded(plain("RGB", RED, (20_000, 1)), "PNG"), 100).shape == (1, 100, 3)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_photo_outlives_damage_to_its_exif(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    damaged = exif.tobytes().replace(b"MM\x00*", b"M?\x00*")
+    assert damaged != exif.tobytes()
+    image = read_image(encoded(plain("RGB", RED), form, exif=damaged))
+    assert np.abs(image.astype(int) - RED).max() <= 3
+
+
+PHOTO = encoded(Image.fromarray(data.astronaut()), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [PHOTO[: len(PHOTO) // 2], PHOTO[:-200], PHOTO[:20], b"", b"Not a photo.\n", b"\x00" * 5000],
+    ids=["half", "end missing", "header only", "empty", "text", "zeros"],
+)
+def test_a_damaged_file_is_rejected_as_unreadable(tmp_path, content):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    assert reason_of(read_image, path) == "unreadable"
+    assert reason_of(read_image, content) == "unreadable"
+
+
+def test_the_message_names_the_file(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"")
+    with pytest.raises(Rejected, match=r"photo\.jpg cannot be read as an image"):
+        read_image(path)
+
+
+def test_the_message_is_a_sentence_without_the_decoders_own_words(tmp_path):
+    for content in (PHOTO[:-200], b"Not a photo.\n"):
+        with pytest.raises(Rejected) as caught:
+            read_image(content)
+        expected = "the image cannot be read as an image (damaged, or of no common format)."
+        assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing.jpg", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("loop.jpg", "Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_rejected(tmp_path, name, why):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(Rejected) as caught:
+        read_image(tmp_path / name)
+    assert caught.value.reason == "unreadable"
+    assert str(caught.value) == f"{tmp_path / name} cannot be read as an image ({why})."
+
+
+def test_a_rejection_does_not_keep_the_image_in_memory():
+    with pytest.raises(Rejected) as rejection:
+        read_image(PHOTO[:-200])
+    gc.collect()
+    assert [thing for thing in gc.get_objects() if type(thing) is JpegImageFile] == []
+    assert rejection.value.reason == "unreadable"
+
+
+def test_postscript_does_not_start_ghostscript(monkeypatch):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append(1))
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF\n"
+    assert reason_of(read_image, drawing) == "unreadable"
+    assert started == []
+
+
+# 16,000 squared is beyond what Pillow itself takes, 10,001 squared is not.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_001, 16_000])
+def test_a_small_file_of_enormous_pixels_is_rejected(side):
+    bomb = encoded(Image.new("1", (side, side)), "PNG")
+    with pytest.raises(Rejected, match=r"pixels"):
+        read_image(bomb)
+
+
+# Choosing
+
+
+def test_the_most_central_face_wins_over_a_more_confident_one():
+    central, corner = face_at(100, 100, 60, 0.85), face_at(30, 30, 60, 0.999)
+    assert choose_face([corner, central], (200, 200, 3)) is central
+
+
+def test_the_centre_is_that_of_a_wide_image():
+    central, other = face_at(150, 50, 40), face_at(50, 50, 40)
+    assert choose_face([other, central], (100, 300, 3)) is central
+
+
+def test_two_alike_side_by_side_are_ambiguous():
+    pair = [face_at(60, 100, 50), face_at(140, 100, 50)]
+    assert reason_of(choose_face, pair, (200, 200, 3)) == "ambiguous"
+
+
+def test_a_larger_face_nearly_as_central_is_ambiguous():
+    pair = [face_at(100, 100, 40), face_at(120, 110, 90)]
+    assert reason_of(choose_face, pair, (200, 200, 3)) == "ambiguous"
+
+
+def test_a_small_face_in_the_background_is_no_rival():
+    chosen = face_at(95, 100, 80)
+    assert choose_face([face_at(125, 70, 40), chosen], (200, 200, 3)) is chosen
+
+
+def test_an_equal_face_far_from_the_centre_is_no_rival():
+    chosen = face_at(100, 100, 50)
+    assert choose_face([chosen, face_at(170, 100, 50)], (200, 200, 3)) is chosen
+
+
+@pytest.mark.parametrize(("size", "fits"), [(MIN_FACE, True), (MIN_FACE - 0.5, False)])
+def test_a_face_below_twenty_pixels_is_too_small(size, fits):
+    face = face_at(50, 50, size)
+    if fits:
+        assert choose_face([face], (100, 100, 3)) is face
+    else:
+        assert reason_of(choose_face, [face], (100, 100, 3)) == "small_face"
+
+
+def test_no_face_is_a_reason():
+    assert reason_of(choose_face, [], (100, 100, 3)) == "no_face"
+
+
+# Cropping
+
+
+@pytest.mark.parametrize(
+    ("margin", "rows", "columns"),
+    [
+        (0, slice(30, 60), slice(35, 65)),
+        (0.3, slice(21, 69), slice(26, 74)),
+        (0.5, slice(15, 75), slice(20, 80)),
+    ],
+)
+def test_the_box_is_made_square_and_widened_by_the_margin_on_each_side(rng, margin, rows, columns):
+    image = rng.integers(0, 255, (100, 120, 3), np.uint8)
+    tall = Face((40, 30, 60, 60), 1.0, np.zeros((5, 2)))
+    expected = image[rows, columns]
+    assert (crop_face(image, tall, len(expected), margin) == expected).all()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (100, 0), (0, 80), (100, 80)])
+def test_beyond_the_image_its_border_is_repeated(rng, corner):
+    image = rng.integers(0, 255, (80, 100, 3), np.uint8)
+    padded = np.pad(image, ((50, 50), (50, 50), (0, 0)), mode="edge")
+    x, y = corner
+    expected = padded[y + 30 : y + 70, x + 30 : x + 70]
+    assert (crop_face(image, face_at(x, y, 20), 40, 0.5) == expected).all()
+
+
+@pytest.mark.parametrize("crop_size", [16, 64, 224])
+@pytest.mark.parametrize("size", [3.3, 47.9, 400.0])
+def test_a_crop_has_the_size_asked_for(rng, crop_size, size):
+    image = rng.integers(0, 255, (80, 100, 3), np.uint8)
+    crop = crop_face(image, face_at(50.4, 40.6, size), crop_size, 0.3)
+    assert crop.shape == (crop_size, crop_size, 3)
+    assert crop.dtype == np.uint8
+
+
+def test_shrinking_averages_and_does_not_alias():
+    stripes = np.zeros((200, 200, 3), np.uint8)
+    stripes[:, ::2] = 255
+    crop = crop_face(stripes, face_at(100, 100, 160), 40, 0)
+    assert np.abs(crop.astype(int) - 127).max() <= 1
+
+
+def test_an_image_read_from_a_file_can_be_cropped(tmp_path):
+    # Pillow's arrays are read-only.
+    crop = crop_face(read_image(PHOTO), face_at(220, 120, 110), 64, 0.3)
+    assert crop.shape == (64, 64, 3)
+    assert crop.std() > 20

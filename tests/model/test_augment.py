@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from skimage import data
+
+from agelib.backend import keras, tf
+from agelib.model.augment import RandomAffine, build_augmentation
+
+
+@pytest.fixture(scope="module")
+def augmentation():
+    keras.utils.set_random_seed(1)
+    return build_augmentation()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(2).integers(0, 256, (5, 64, 64, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return data.astronaut()[30:222:3, 130:322:3].astype(np.float32)
+
+
+def spot(x, y, size=65):
+    """A picture with one soft bright spot."""
+    xs, ys = np.meshgrid(np.arange(size), np.arange(size))
+    return np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 18).astype(np.float32)[..., None] * 255
+
+
+def centres(images):
+    """Returns where the spots are, as (x, y) from the middle."""
+    images = np.asarray(images)[..., 0]
+    at = np.arange(images.shape[1]) - (images.shape[1] - 1) / 2
+    mass = images.sum(axis=(1, 2))
+    return np.stack([(images.sum(axis=axis) @ at) / mass for axis in (1, 2)], axis=1)
+
+
+def moved(layer, image, count=64):
+    return layer(np.repeat(image[None], count, axis=0), training=True)
+
+
+# All of it
+
+
+def test_images_are_varied_in_training_only(augmentation, images):
+    np.testing.assert_array_equal(augmentation(images, training=False), images)
+    first, second = (np.asarray(augmentation(images, training=True)) for _ in range(2))
+    for other in (images, second):
+        changes = np.abs(first - other).mean(axis=(1, 2, 3))
+        assert (changes > 0.1).all()
+        assert changes.mean() > 10
+
+
+def test_a_varied_image_still_has_colours_of_0_to_255(augmentation, images):
+    varied = np.asarray(augmentation(images, training=True))
+    assert varied.min() >= 0
+    assert varied.max() <= 255
+
+
+def test_a_varied_portrait_still_shows_the_face(augmentation, portrait):
+    mean = np.asarray(moved(augmentation, portrait)).mean(axis=0)
+    mirrored_mean = (portrait + portrait[:, ::-1]) / 2
+    assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.9
+
+
+# Turned, scaled and moved
+
+
+def test_no_amounts_change_nothing(portrait):
+    same = moved(RandomAffine(degrees=0, scale=0, translate=0), portrait, 2)
+    np.testing.assert_allclose(same[0], portrait, atol=1e-2)
+
+
+def test_a_turn_keeps_the_distance_to_the_centre_and_stays_within_its_degrees():
+    layer = RandomAffine(degrees=30, scale=0, translate=0)
+    found = centres(moved(layer, spot(52, 32)))
+    np.testing.assert_allclose(np.hypot(*found.T), 20, atol=0.3)
+    degrees = np.rad2deg(np.arctan2(found[:, 1], found[:, 0]))
+    assert -30.5 < degrees.min() < -20
+    assert 20 < degrees.max() < 30.5
+
+
+def test_a_change_of_size_moves_things_from_the_centre_by_at_most_its_share():
+    layer = RandomAffine(degrees=0, scale=0.2, translate=0)
+    found = centres(moved(layer, spot(52, 32)))
+    np.testing.assert_allclose(found[:, 1], 0, atol=0.1)
+    assert 15.7 < found[:, 0].min() < 17.5
+    assert 22.5 < found[:, 0].max() < 24.3
+
+
+def test_a_move_is_at_most_its_share_of_a_side_and_each_image_has_its_own():
+    layer = RandomAffine(degrees=0, scale=0, translate=0.1)
+    found = centres(moved(layer, spot(32, 32)))
+    assert np.abs(found).max() <= 6.6
+    assert (found.max(axis=0) > 4).all()
+    assert (found.min(axis=0) < -4).all()
+    assert len(np.unique(found.round(3), axis=0)) == 64
+
+
+def test_a_move_is_no_further_where_images_are_turned_and_scaled_too():
+    found = centres(moved(RandomAffine(degrees=45, scale=0.2, translate=0.1), spot(32, 32)))
+    assert np.abs(found).max() <= 6.6
+
+
+def test_the_sides_of_an_image_are_not_confused():
+    wide = spot(50, 50, 101)[25:76]
+    found = np.asarray(moved(RandomAffine(degrees=0, scale=0, translate=0.1), wide))[..., 0]
+    rows, columns = (found.sum(axis=axis).argmax(axis=1) for axis in (2, 1))
+    assert 7 < np.abs(columns - 50).max() <= 11
+    assert 3 < np.abs(rows - 25).max() <= 6
+
+
+def test_what_comes_in_at_the_edge_repeats_the_edge():
+    ramp = np.tile(np.arange(0.0, 128, 4, np.float32)[None, :, None], (32, 1, 3))
+    found = np.asarray(moved(RandomAffine(0, 0, 0.3), ramp))
+    assert found.min() >= 0
+    assert found.max() <= 124
+    for row in found[:, 16, :, 0]:
+        assert (np.diff(row) >= -1e-3).all()  # neither mirrored nor begun anew
+        assert row[0] < 1e-3 or row[-1] > 124 - 1e-3
+
+
+def test_half_floats_lie_where_full_ones_do(portrait):
+    found = []
+    for dtype in ("float32", "float16"):
+        layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, dtype=dtype)
+        layer._generator.state.assign([1, 2])
+        found.append(np.asarray(moved(layer, portrait / 255, 3)).astype(np.float32))
+    np.testing.assert_allclose(*found, atol=2e-3)
+
+
+def test_all_of_it_compiles_for_a_tpu(augmentation, images):
+    compiled = tf.function(lambda batch: augmentation(batch, training=True), jit_compile=True)
+    assert compiled(images).shape == images.shape
+
+
+def test_a_copy_made_from_its_settings_is_the_same_layer(portrait):
+    layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, name="affine")
+    again = RandomAffine.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    images = []
+    for one in (layer, again):
+        one._generator.state.assign([1, 2])
+        images.append(np.asarray(moved(one, portrait, 3)))
+    np.testing.assert_array_equal(*images)

@@ -1,0 +1,167 @@
+import dataclasses
+import json
+import re
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from skimage import data
+
+from agelib import AgelibError
+from agelib.evaluation.evaluate import scores
+from agelib.evaluation.tables import (
+    groups_table,
+    name_worst,
+    recall_table,
+    results_table,
+    sureness_table,
+)
+from agelib.faces.shards import FaceSet, read_manifest
+from agelib.files import sha256
+from agelib.model.inference import estimate
+from agelib.model.network import PRETRAINED, load_model, save_model
+from agelib.prediction.estimator import Estimator
+from agelib.release import ship
+
+
+@pytest.fixture(scope="module")
+def shipped(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("shipped") / "pretrained" / "model.keras"
+    return path, ship(trained, path)
+
+
+@pytest.fixture
+def trained_alone(trained, tmp_path):
+    """The trained run in a folder of the test's own."""
+    shutil.copytree(trained.folder, tmp_path / "data" / "sample")
+    return dataclasses.replace(trained, data=tmp_path / "data")
+
+
+def test_the_model_takes_less_space_and_says_the_same(trained, shipped):
+    path, _ = shipped
+    original = trained.run_folder / "model.keras"
+    assert path.stat().st_size < 0.8 * original.stat().st_size
+    (before, noted), (after, note) = load_model(original), load_model(path)
+    assert note == noted
+    faces = FaceSet([trained.faces / "utkface"], "test")
+    expected, outputs = estimate(before, faces), estimate(after, faces)
+    for name, values in expected.items():
+        np.testing.assert_allclose(outputs[name], values, atol=2e-3)
+
+
+def test_its_weights_fit_into_16_bits_and_no_file_in_it_is_lost(trained, shipped):
+    path, _ = shipped
+    model, _ = load_model(path)
+    for weights in model.get_weights():
+        np.testing.assert_array_equal(weights, weights.astype(np.float16))
+    names = [zipfile.ZipFile(p).namelist() for p in (path, trained.run_folder / "model.keras")]
+    assert sorted(names[0]) == sorted(names[1])
+    assert [p.name for p in path.parent.iterdir() if p.suffix not in (".json", ".keras")] == []
+
+
+def test_the_card_is_of_the_very_file(trained, shipped):
+    path, card = shipped
+    assert json.loads(path.with_name("card.json").read_text()) == card
+    assert (card["sha256"], card["bytes"]) == (sha256(path), path.stat().st_size)
+    assert card["images"]["wiki"] == read_manifest(trained.faces / "wiki")["counts"]
+    assert card["note"]["config"] == trained.to_dict()
+    faces = FaceSet([trained.faces / "utkface"], "test")
+    assert card["scores"]["test"] == scores(faces, estimate(load_model(path)[0], faces))
+
+
+def test_photos_are_judged_by_it(shipped):
+    path, _ = shipped
+    assert len(Estimator(path).predict(data.astronaut())) == 1
+
+
+@pytest.fixture
+def shipped_before(tmp_path):
+    """What an earlier shipping left."""
+    files = {"model.keras": b"model", "card.json": b"{}"}
+    (tmp_path / "pretrained").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pretrained" / name).write_bytes(content)
+    yield tmp_path / "pretrained" / "model.keras"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "pretrained").iterdir()} == files
+
+
+def test_a_run_without_a_model_leaves_what_was_shipped(own_faces, shipped_before):
+    with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
+        ship(own_faces, shipped_before)
+
+
+def test_a_run_without_its_faces_leaves_what_was_shipped(trained_alone, shipped_before):
+    shutil.rmtree(trained_alone.faces / "utkface")
+    with pytest.raises(AgelibError, match="run the clean step"):
+        ship(trained_alone, shipped_before)
+
+
+def test_a_run_is_not_shipped_with_scores_on_other_faces(trained_alone, shipped_before):
+    path = trained_alone.faces / "wiki" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"]["val-00000"], manifest["splits"]["val"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AgelibError, match="trained on other faces than wiki"):
+        ship(trained_alone, shipped_before)
+
+
+def test_faces_of_another_crop_are_refused(trained_alone, shipped_before):
+    path = trained_alone.faces / "utkface" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["crop"]["margin"] = 0.9
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AgelibError, match=r"utkface holds crops of .*0\.9.*clean again"):
+        ship(trained_alone, shipped_before)
+
+
+def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_before):
+    other = dataclasses.replace(trained_alone, test_sources=("wiki",))
+    with pytest.raises(AgelibError, match="trained with other settings"):
+        ship(other, shipped_before)
+
+
+def test_a_weight_beyond_16_bits_is_refused(trained_alone, shipped_before):
+    path = trained_alone.run_folder / "model.keras"
+    model, note = load_model(path)
+    weights = model.get_weights()
+    weights[0].flat[0] = 7e4
+    model.set_weights(weights)
+    save_model(model, path, note)
+    with pytest.raises(AgelibError, match="65504"):
+        ship(trained_alone, shipped_before)
+
+
+# What has been shipped
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads(PRETRAINED.with_name("card.json").read_text())
+
+
+def test_the_shipped_card_is_of_the_shipped_model(card):
+    assert (card["sha256"], card["bytes"]) == (sha256(PRETRAINED), PRETRAINED.stat().st_size)
+    assert card["bytes"] <= 20_000_000
+    assert load_model(PRETRAINED)[1] == card["note"]
+    assert not re.search(r"/(tmp|home|root|work|Users)/", json.dumps(card))
+
+
+def test_the_shipped_model_knows_a_face_it_has_not_seen():
+    [estimate] = Estimator().predict(data.astronaut())
+    assert estimate.gender == "Female"
+    assert abs(estimate.age - 35) < 20
+
+
+def test_the_readme_repeats_the_card(card):
+    readme = (PRETRAINED.parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## The model that comes along")[1].split("\n## ")[0]
+    for figure in results_table({"splits": card["scores"]})["test"]:
+        assert f"| {figure} |" in section
+    for figure in sureness_table({"splits": card["scores"]})["test"]:
+        assert f"| {figure} |" in section
+    for figure in recall_table(card["scores"]["test"])["recall"]:
+        assert f"| {figure} |" in section
+    for figures in groups_table(card["scores"]["test"]).loc["race"].itertuples(index=False):
+        assert all(f"| {figure} |" in section for figure in figures[1:])
+    assert name_worst(card["scores"]["test"]) in section.replace("\n", " ")
