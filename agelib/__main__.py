@@ -10,8 +10,7 @@ from pathlib import Path
 
 from agelib import AgelibError, first_line
 from agelib.commands import COMMANDS
-from agelib.config import Config
-from agelib.profiles import PROFILES
+from agelib.config import PROFILES, Config
 
 _STEPS = {
     "download": "archives to data/raw",

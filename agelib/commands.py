@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agelib import AgelibError
 from agelib.config import Config
 
-if TYPE_CHECKING:  # each command imports what it needs: TensorFlow takes seconds
+if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.prediction.estimator import Estimate
     from agelib.prediction.photos import Photo
 
@@ -66,7 +66,7 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
         results_table,
         sureness_table,
     )
-    from agelib.model.network import load_model
+    from agelib.model.saved import load_model
 
     if options["against"] and (options["images"] or options["model"]):
         raise AgelibError("--against sets runs side by side: leave out --images and --model.")
@@ -98,7 +98,7 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
 
 def _model_path(config: Config, options: dict[str, Any]) -> Path:
     from agelib import steps
-    from agelib.model.network import PRETRAINED
+    from agelib.model.saved import PRETRAINED
 
     if options["model"]:
         return options["model"]
@@ -188,7 +188,7 @@ def _print_faces(result: dict[str, Any]) -> None:
 
 
 def _export(config: Config, options: dict[str, Any]) -> None:
-    from agelib.model.network import load_model
+    from agelib.model.saved import load_model
     from agelib.prediction.export import export, faces_to_check, readable
 
     path = _model_path(config, options)
@@ -211,7 +211,7 @@ def _serve(config: Config, options: dict[str, Any]) -> None:
 
 def _ship(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
-    from agelib.model.network import PRETRAINED
+    from agelib.model.saved import PRETRAINED
     from agelib.release import ship
 
     if config.profile == "sample":

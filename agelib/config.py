@@ -1,4 +1,4 @@
-"""Every setting in one frozen dataclass, and where things lie."""
+"""Settings, the profiles that set them, and where things lie."""
 
 import dataclasses
 import json
@@ -8,8 +8,35 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
+
 from agelib import AgelibError
-from agelib.profiles import PROFILES
+
+_PAPER: dict[str, Any] = {
+    "backbone": "EfficientNetB4",
+    "weights": "imagenet",
+    "crop_size": 160,
+    "epochs": 35,
+    "batch_size": 64,
+    "workers": cpu_count(),
+}
+
+# Few photos suffice to go on from a model that knows faces.
+_OWN: dict[str, Any] = {
+    "train_sources": ("own",),
+    "test_sources": ("own",),
+    "weights": "agelib",
+    "workers": cpu_count(),
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "wiki": _PAPER,
+    "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
+    "own": _OWN,
+}
+WEIGHTS = ("imagenet", "noisy-student", "agelib")
+WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 
 @dataclass(frozen=True)
@@ -47,8 +74,6 @@ BACKBONES = {
     "EfficientNetLite3": Backbone(1.2, 1.4, 0.3, lite=True),
     "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, lite=True),
 }
-WEIGHTS = ("imagenet", "noisy-student", "agelib")
-WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 
 def on_colab() -> bool:
@@ -296,3 +321,8 @@ class Config:
 
     def __str__(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """Returns where a run keeps its last finished epoch."""
+    return folder / "checkpoints" / "last.keras"

@@ -1,4 +1,4 @@
-"""What goes wrong with Google Drive, in sentences that say what to do about it.
+"""What a disk or Google Drive refuses, in sentences that say what to do about it.
 
 Drive reports its own limits as the errors of a disk: too many requests as an input/output error,
 a dead connection as one of a socket.
@@ -112,3 +112,31 @@ def _free(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Makes sure that `size` bytes fit into a folder before work starts.
+
+    Raises:
+        AgelibError: If they do not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise AgelibError(
+            f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
+            "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
+        )
+
+
+def is_full(error: Exception) -> bool:
+    """Tells whether an error says that a disk, or somebody's share of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_space(folder: Path, what: str) -> AgelibError:
+    """Returns the error for a disk that fills up in spite of `need_space`."""
+    return AgelibError(
+        f"{folder} has no space left for {what}: make room, or name another folder (--data or "
+        "AGELIB_DATA), and run this again."
+    )

@@ -1,11 +1,9 @@
 """Files that are whole or absent, and their checksums."""
 
-import errno
 import glob
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from agelib import AgelibError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loading it would load TensorFlow
     import pandas as pd
 
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
 @contextmanager
@@ -80,34 +81,6 @@ def verify(path: Path, checksum: Checksum) -> None:
     """
     if checksum and hash_file(path, checksum[0]) != checksum[1]:
         raise OSError(f"it does not have the {checksum[0].upper()} {checksum[1]}")
-
-
-def need_space(folder: Path, size: int) -> None:
-    """Makes sure that `size` bytes fit into a folder before work starts.
-
-    Raises:
-        AgelibError: If they do not.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise AgelibError(
-            f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
-            "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
-        )
-
-
-def is_full(error: Exception) -> bool:
-    """Tells whether an error says that a disk, or somebody's share of it, is full."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-
-
-def no_space(folder: Path, what: str) -> AgelibError:
-    """Returns the error for a disk that fills up in spite of `need_space`."""
-    return AgelibError(
-        f"{folder} has no space left for {what}: make room, or name another folder (--data or "
-        "AGELIB_DATA), and run this again."
-    )
 
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:

@@ -1,6 +1,14 @@
-"""Makes a finished run the model that comes with the package: `agelib/pretrained/`."""
+"""For maintainers: ships a run's model, and writes the repository's public address.
 
+`ship` makes a finished run the pretrained model, `agelib/pretrained/`. `python -m agelib.release`
+prints the address that pyproject.toml holds; `python -m agelib.release
+https://github.com/NAME/agelib` changes it there, in the README and in every notebook.
+"""
+
+import re
+import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,10 +18,13 @@ import numpy as np
 from agelib import AgelibError, __version__
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluation.evaluate import estimate_splits, scores
+from agelib.evaluation.evaluate import estimate_splits
+from agelib.evaluation.scores import score_faces
 from agelib.faces.shards import read_manifest
-from agelib.files import sha256, write_json
-from agelib.model.network import PRETRAINED, load_model, save_model
+from agelib.files import atomic, sha256, write_json
+from agelib.model.saved import PRETRAINED, load_model, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
@@ -38,7 +49,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         )
     round_weights(model)
     found = [
-        (split, name, scores(faces, outputs))
+        (split, name, score_faces(faces, outputs))
         for split, name, faces, outputs in estimate_splits(model, note, config)
     ]
     card = {
@@ -81,3 +92,54 @@ def deflate(plain: Path, packed: Path) -> None:
     ):
         for name in source.namelist():
             target.writestr(name, source.read(name))
+
+
+def read_address(root: Path = ROOT) -> str:
+    """Returns the address, for example "https://github.com/NAME/agelib"."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["urls"]["Repository"]
+
+
+def files_with_address(root: Path = ROOT) -> list[Path]:
+    """Returns every file that repeats the address."""
+    return [root / "pyproject.toml", root / "README.md", *sorted(root.glob("notebooks/*.ipynb"))]
+
+
+def write_address(address: str, root: Path = ROOT) -> list[Path]:
+    """Writes a new address everywhere.
+
+    Args:
+        address: Of a repository on GitHub, since that is where Colab opens notebooks from.
+        root: The repository's folder.
+
+    Returns:
+        The files that changed.
+
+    Raises:
+        AgelibError: If it is no such address.
+    """
+    match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
+    if not match:
+        raise AgelibError(f"{address} is not of the form https://github.com/NAME/REPOSITORY.")
+    old = read_address(root).removeprefix("https://github.com/")
+    changed = []
+    for path in files_with_address(root):
+        text = path.read_text(encoding="utf-8")
+        # As a plain address, and as colab.research.google.com/github/NAME/REPOSITORY.
+        new = re.sub(rf"(github(?:\.com)?)/{re.escape(old)}(?![\w.-])", rf"\1/{match[1]}", text)
+        if new != text:
+            with atomic(path) as partial:
+                partial.write_text(new, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print(read_address())
+    else:
+        try:
+            for path in write_address(sys.argv[1]):
+                print(path.relative_to(ROOT))
+        except AgelibError as error:
+            sys.exit(f"agelib: {error}")

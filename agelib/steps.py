@@ -4,6 +4,7 @@ The notebooks and the command line call these; on a fresh Colab machine, where n
 notebook is left on the disk, they fetch it back.
 """
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -12,19 +13,20 @@ from typing import Any
 
 import pandas as pd
 
-from agelib import AgelibError, plots, score_plots
-from agelib.config import Config
+from agelib import AgelibError, disk, plots
+from agelib.config import Config, checkpoint_path
+from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
-from agelib.datasets import sample
 from agelib.datasets.own_photos import copy_own, is_loose
 from agelib.datasets.tables import check_sources, find, images_folder
-from agelib.drive import kept, sync
-from agelib.drive.backup import Backup, push_finished
+from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
+from agelib.drive.sync import Backup, push_finished
 from agelib.evaluation.evaluate import ESTIMATES, evaluate_run
 from agelib.evaluation.tables import compare_table
 from agelib.faces import cleaning
 from agelib.faces.shards import MANIFEST, damaged_shards, read_manifest
+from agelib.files import read_json
 from agelib.training import loop as training
 
 
@@ -39,12 +41,12 @@ def download(name: str, config: Config) -> Path:
         return _your_images(name, config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
-    remote = kept.archive_on_drive(name, config)
+    remote = archive_on_drive(name, config)
     local = config.raw / remote.name
     # The exists(): somebody may have made room on Drive since.
     if not local.exists() and sync.holds(remote) and remote.exists():
         sync.pull(remote, local)
-        downloading.remember(local)
+        archives.remember(local)
     archive = downloading.fetch(name, config)
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
@@ -62,7 +64,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    with sync.reading(remote):
+    with disk.reading(remote):
         crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
     yours = _is_yours(name, config)
     if crop != config.crop and not yours:
@@ -70,7 +72,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
             f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
             f"settings, or delete {remote} and {faces}."
         )
-    kept.pull_set(name, config)
+    pull_set(name, config)
     if yours:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
         _forget_if_changed(name, config)
@@ -83,7 +85,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 def _extract_again(name: str, config: Config) -> None:
     """Makes sure that an archive's images are here, from Drive if need be."""
-    archive = kept.archive_on_drive(name, config)
+    archive = archive_on_drive(name, config)
     extracted = images_folder(name, config).exists()
     # The last: somebody may have made room on Drive since.
     if not extracted and sync.holds(archive) and archive.exists():
@@ -127,7 +129,7 @@ def verify(name: str, config: Config) -> list[str]:
     """
     faces = config.faces / name
     if not (faces / MANIFEST).exists():
-        kept.pull_set(name, config)
+        pull_set(name, config)
     damaged = damaged_shards(faces) if (faces / MANIFEST).exists() else []
     for shard in damaged:
         for file in read_manifest(faces)["shards"][shard]["files"]:
@@ -148,7 +150,7 @@ def upload(name: str, config: Config) -> list[str]:
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
     if not (faces / MANIFEST).exists():
-        kept.pull_set(name, config)
+        pull_set(name, config)
     damaged = damaged_shards(faces)
     if damaged:
         raise AgelibError(
@@ -167,7 +169,7 @@ def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
         Data set -> manifest.
     """
     for name in config.sources:
-        kept.pull_set(name, config)
+        pull_set(name, config)
     return {name: read_manifest(config.faces / name) for name in config.sources}
 
 
@@ -180,10 +182,17 @@ def train(
         The history, one row an epoch.
     """
     pull_faces(config)
-    kept.pull_run(config)
-    history = training.train(config, kept.run_on_drive(config), on_epoch)
+    pull_run(config)
+    remote = run_on_drive(config)
+    backup = Backup(config.run_folder, remote)
+
+    def push_and_tell(history: pd.DataFrame) -> None:
+        backup.push()
+        on_epoch(history)
+
+    history = training.train(config, push_and_tell)
     plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-    push_finished(config.run_folder / "model.keras", config.run_folder, kept.run_on_drive(config))
+    push_finished(config.run_folder / "model.keras", config.run_folder, remote)
     return history
 
 
@@ -194,18 +203,18 @@ def evaluate(config: Config) -> dict[str, Any]:
         The report, as `evaluation.json` holds it.
     """
     pull_faces(config)
-    kept.pull_run(config)
+    pull_run(config)
     report = evaluate_run(config)
     estimates = read_estimates(config)
     figures = {
-        "confusion": score_plots.confusion(report),
-        "age_errors": score_plots.age_errors(estimates),
-        "reliability": score_plots.reliability_diagram(estimates),
-        "groups": score_plots.groups(report),
+        "confusion": plots.confusion(report),
+        "age_errors": plots.age_errors(estimates),
+        "reliability": plots.reliability_diagram(estimates),
+        "groups": plots.groups(report),
     }
     for name, figure in figures.items():
         figure.savefig(_figure(config, name))
-    push_finished(config.run_folder, config.run_folder, kept.run_on_drive(config))
+    push_finished(config.run_folder, config.run_folder, run_on_drive(config))
     return report
 
 
@@ -234,7 +243,7 @@ def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
     Returns:
         As `agelib.evaluation.tables.compare_table`.
     """
-    reports = {run: evaluate(kept.as_trained(run, config)) for run in runs}
+    reports = {run: evaluate(as_trained(run, config)) for run in runs}
     return compare_table(reports)
 
 
@@ -247,7 +256,7 @@ def pull_model(config: Config) -> Path:
     Raises:
         AgelibError: If it has not been trained yet.
     """
-    kept.pull_run(config)
+    pull_run(config)
     path = config.run_folder / "model.keras"
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
@@ -258,3 +267,52 @@ def _figure(config: Config, name: str) -> Path:
     folder = config.run_folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}.png"
+
+
+def pull_set(name: str, config: Config) -> None:
+    """Fetches a set's shards from Drive, finished or not, unless others lie here already."""
+    faces, remote = config.faces / name, config.drive / "faces" / name
+    if not sync.holds(remote):
+        return
+    here, there = faces / MANIFEST, remote / MANIFEST
+    with disk.reading(remote):
+        # Without both, one set is unfinished; shards of other settings are refused later.
+        both = here.exists() and there.exists()
+        fits = here.read_bytes() == there.read_bytes() if both else not here.exists()
+    if fits:
+        sync.pull(remote, faces)
+
+
+def pull_run(config: Config) -> None:
+    """Fetches the run from Drive if it got further there than here."""
+    remote = run_on_drive(config)
+    with disk.reading(remote):
+        if sync.holds(remote) and _progress(remote) > _progress(config.run_folder):
+            sync.pull(remote, config.run_folder)
+
+
+def as_trained(run: str, config: Config) -> Config:
+    """Returns the settings with another run's name, and with what that was trained on."""
+    config = dataclasses.replace(config, run=run)
+    pull_run(config)
+    noted = config.run_folder / "config.json"
+    sources = read_json(noted)["train_sources"] if noted.exists() else config.train_sources
+    return dataclasses.replace(config, train_sources=tuple(sources))
+
+
+def _progress(folder: Path) -> tuple[bool, int]:
+    """Returns how far a run got: whether it is finished, and its epochs."""
+    history = folder / "history.csv"
+    goes_on = history.exists() and checkpoint_path(folder).exists()
+    epochs = len(pd.read_csv(history)) if goes_on else 0
+    return (folder / "model.keras").exists(), epochs
+
+
+def run_on_drive(config: Config) -> Path:
+    """Returns where the run lies on Drive."""
+    return config.drive / "runs" / config.run
+
+
+def archive_on_drive(name: str, config: Config) -> Path:
+    """Returns where an archive lies on Drive."""
+    return config.drive / "archives" / find(name).archive.file

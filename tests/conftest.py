@@ -190,7 +190,7 @@ def sure(ages, genders):
 def tiny_model_path(tmp_path_factory):
     """A model file like those that training leaves; to look at, not to touch."""
     from agelib.backend import keras
-    from agelib.model.network import save_model
+    from agelib.model.saved import save_model
 
     keras.utils.set_random_seed(4)
     path = tmp_path_factory.mktemp("model") / "model.keras"

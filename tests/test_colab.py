@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agelib import AgelibError, disk
 from agelib.config import Config
-from agelib.drive import sync
+from agelib.drive import mounting
 
 
 def notebook(*outputs):
@@ -187,7 +187,7 @@ def test_agelib_says_what_to_do_when_mounting_fails(monkeypatch, tmp_path, failu
     monkeypatch.setenv("REHEARSAL_MOUNT", failure)
     monkeypatch.setattr(disk, "MOUNT_POINT", str(tmp_path / "drive"))
     with pytest.raises(AgelibError, match=advice):
-        sync.mount(Config.from_profile("sample", data=tmp_path))
+        mounting.mount(Config.from_profile("sample", data=tmp_path))
 
 
 def test_uploads_are_saved_under_names_that_are_free(monkeypatch, tmp_path, capsys):

@@ -17,7 +17,7 @@ from skimage import data
 import agelib
 from agelib.__main__ import main
 from agelib.files import sha256
-from agelib.model import network
+from agelib.model import saved
 
 ROOT = Path(agelib.__file__).parents[1]
 
@@ -93,7 +93,7 @@ def test_run_does_all_steps_and_nothing_twice(
     config = dataclasses.replace(trained, data=tmp_path)
     for place in (
         "agelib.training.loop.build_model",
-        "agelib.faces.crops.detector",
+        "agelib.faces.cleaning.detector",
         "agelib.evaluation.evaluate.estimate",
     ):
         monkeypatch.setattr(place, None)
@@ -284,7 +284,7 @@ def test_where_no_run_is_named_the_model_that_comes_with_agelib_answers(
     trained, sample_config, album, monkeypatch, capsys
 ):
     shipped = trained.run_folder / "model.keras"
-    monkeypatch.setattr(network, "PRETRAINED", shipped)
+    monkeypatch.setattr(saved, "PRETRAINED", shipped)
     assert main(["predict", str(album / "b-astronaut.png")]) == 0
     assert f"model: {shipped}" in capsys.readouterr().out
     folder = sample_config.raw / "UTKFace"
@@ -321,7 +321,7 @@ def test_export_shows_each_format_that_is_written(options, tmp_path, capsys):
 
 
 def test_export_writes_the_others_and_names_what_is_missing(options, tmp_path, monkeypatch, capsys):
-    from agelib.prediction.formats import FORMATS
+    from agelib.prediction.export import FORMATS
 
     onnx = dataclasses.replace(FORMATS["onnx"], packages=("no_such_package",))
     monkeypatch.setitem(FORMATS, "onnx", onnx)

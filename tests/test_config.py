@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from agelib import AgelibError
-from agelib.config import BACKBONES, Config
-from agelib.profiles import PROFILES
+from agelib.config import BACKBONES, PROFILES, Config
 
 COMMON = {"test_sources": ("utkface",), "margin": 0.0, "val_fraction": 0.15}
 PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}

@@ -1,6 +1,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,3 +114,31 @@ def test_reading_names_the_place(tmp_path):
         reading(tmp_path),
     ):
         (tmp_path / "nothing").read_bytes()
+
+
+def test_need_space_names_both_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
+    with pytest.raises(AgelibError, match=r"7\.0 GB, but only 2\.5 GB are free: make room"):
+        disk.need_space(tmp_path, 7_000_000_000)
+
+
+def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    disk.need_space(tmp_path / "new", 1000)
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(AgelibError, match="are free"):
+        disk.need_space(tmp_path / "new", 1001)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError("it is damaged"), False),
+        (ValueError("no number"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_troubles(error, full):
+    assert disk.is_full(error) == full

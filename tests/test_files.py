@@ -1,6 +1,4 @@
-import errno
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 
@@ -115,31 +113,3 @@ def test_a_file_with_another_checksum_is_refused(tmp_path):
     files.verify(path, ("md5", "900150983cd24fb0d6963f7d28e17f72"))
     with pytest.raises(OSError, match="does not have the SHA256 900150983c"):
         files.verify(path, ("sha256", "900150983cd24fb0d6963f7d28e17f72"))
-
-
-def test_need_space_names_both_sizes(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
-    with pytest.raises(AgelibError, match=r"7\.0 GB, but only 2\.5 GB are free: make room"):
-        files.need_space(tmp_path, 7_000_000_000)
-
-
-def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    files.need_space(tmp_path / "new", 1000)
-    assert (tmp_path / "new").is_dir()
-    with pytest.raises(AgelibError, match="are free"):
-        files.need_space(tmp_path / "new", 1001)
-
-
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (PermissionError(errno.EACCES, "Permission denied"), False),
-        (OSError("it is damaged"), False),
-        (ValueError("no number"), False),
-    ],
-)
-def test_a_full_disk_is_told_from_other_troubles(error, full):
-    assert files.is_full(error) == full

@@ -11,11 +11,11 @@ from PIL import Image
 
 from agelib import AgelibError
 from agelib.config import Config
-from agelib.datasets.portrait import draw_portrait
+from agelib.datasets.sample import draw_portrait
 from agelib.faces import cleaning
 from agelib.faces.shards import FaceSet
-from agelib.prediction.answer import answer
 from agelib.prediction.estimator import Estimator
+from agelib.prediction.page import answer
 
 ROUNDS = 4
 # In a test, agelib's own filters do not hold.

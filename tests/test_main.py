@@ -9,8 +9,7 @@ from conftest import one_line
 import agelib
 from agelib.__main__ import main
 from agelib.commands import COMMANDS
-from agelib.config import Config
-from agelib.profiles import PROFILES
+from agelib.config import PROFILES, Config
 
 ROOT = Path(agelib.__file__).parents[1]
 

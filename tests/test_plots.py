@@ -5,15 +5,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import can_be_saved
+from conftest import can_be_saved, sure, truth
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from agelib import plots
-from agelib.faces.images import Face
+from agelib.evaluation.scores import score_faces
+from agelib.faces.crop import Face
 from agelib.labels import BRANCH_NAMES, age_branch
 from agelib.prediction.estimator import Estimate
+
+NOISE = [np.random.default_rng(i).integers(0, 255, (40 + i, 50, 3), np.uint8) for i in range(10)]
 
 
 def estimate_at(left, top, side=80, age=33):
@@ -34,8 +37,6 @@ def history(epochs):
     values = {f"{p}{name}": np.linspace(0.9, 0.1, epochs) for p in ("", "val_") for name in columns}
     return pd.DataFrame({"epoch": np.arange(epochs) + 1, **values})
 
-
-NOISE = [np.random.default_rng(i).integers(0, 255, (40 + i, 50, 3), np.uint8) for i in range(10)]
 
 FIGURES = {
     "montage": lambda: plots.montage(NOISE, [str(i) for i in range(10)], columns=4),
@@ -226,3 +227,89 @@ def test_a_label_lies_inside_the_picture(shape, x, y):
     assert extent.y0 >= -1
     assert extent.x1 <= wide + 1
     assert extent.y1 <= high + 1
+
+
+def report():
+    genders = ([0, 1, 0, 1, 1], [0, 1, 1, 1, 1])
+    return score_faces(
+        truth([5, 20, 30, 30, 60], genders[0]), sure([5, 30, 30, 30, 45], genders[1])
+    )
+
+
+def estimates(ages=(5, 20, 30, 60), said=(8, 25, 26, 60)):
+    right = np.array(ages) % 20 == 0
+    return pd.DataFrame(
+        {
+            "age": ages,
+            "said_age": said,
+            "age_branch": "24-39",
+            "said_branch": np.where(right, "24-39", "40-55"),
+            "branch_confidence": 0.6,
+            "gender": "Male",
+            "said_gender": "Male",
+            "gender_confidence": 0.9,
+        }
+    )
+
+
+SCORE_FIGURES = {
+    "confusion": lambda: plots.confusion(report()),
+    "age errors": lambda: plots.age_errors(estimates()),
+    "age errors of one face": lambda: plots.age_errors(estimates([85], [1])),
+    "reliability": lambda: plots.reliability_diagram(estimates()),
+    "reliability of one face": lambda: plots.reliability_diagram(estimates([20], [20])),
+    "groups": lambda: plots.groups(report()),
+}
+
+
+@pytest.mark.parametrize("name", SCORE_FIGURES)
+def test_a_figure_of_scores_can_be_saved_and_pyplot_knows_nothing_of_it(name, tmp_path):
+    assert can_be_saved(SCORE_FIGURES[name](), tmp_path / "figure.png")
+
+
+def test_age_errors_are_means_over_five_years_of_true_age():
+    by_age, _ = plots.age_errors(estimates([1, 5, 6, 85], [3, 1, 12, 80])).axes
+    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in by_age.patches}
+    assert bars == {3: 3, 8: 6, 83: 5}
+    x, y = by_age.lines[0].get_data()
+    assert (list(x), list(y)) == ([3, 8, 83], [-1, 6, -5])
+
+
+def test_the_cumulative_score_counts_faces_within_so_many_years():
+    _, within = plots.age_errors(estimates()).axes
+    shares = dict(zip(*within.lines[0].get_data(), strict=True))
+    assert [shares[years] for years in (0, 2, 3, 4, 5, 20)] == [0.25, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_reliability_sets_sureness_against_what_is_right():
+    branch, gender = plots.reliability_diagram(estimates()).axes
+    assert branch.get_title() == "age branch: calibration error 10.0%"  # 0.6 sure, 0.5 right
+    assert gender.get_title() == "gender: calibration error 10.0%"
+    assert branch.lines[1].get_xydata().tolist() == [[pytest.approx(0.6), 0.5]]
+    assert gender.lines[1].get_xydata().tolist() == [[pytest.approx(0.9), 1.0]]
+
+
+def test_every_group_has_a_row_with_its_number_of_faces():
+    figure = plots.groups(report())
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[:2] == ["1-13 Male  (1)", "14-23 Female  (1)"]
+    assert len(names) == len(report()["groups"]) == len(figure.axes[1].lines[0].get_xdata())
+
+
+def test_confusions_show_counts_and_shares_of_the_true_class():
+    figure = plots.confusion(report())
+    branches, genders = figure.axes
+    assert branches.get_title() == "age branch: 60.0% right"
+    assert genders.get_title() == "gender: 80.0% right"
+    cells = {tuple(map(int, text.get_position())): text.get_text() for text in branches.texts}
+    assert cells[2, 2] == "100%\n2"
+    assert cells[2, 1] == "100%\n1"
+    assert cells[1, 1] == "0%\n0"
+    assert (branches.get_xlabel(), branches.get_ylabel()) == ("estimated", "true")
+    assert [label.get_text() for label in branches.get_yticklabels()] == list(BRANCH_NAMES)
+
+
+def test_a_class_that_does_not_occur_leaves_its_row_empty():
+    branches = plots.confusion(report()).axes[0]
+    row = [text.get_text() for text in branches.texts if text.get_position()[1] == 3]
+    assert row == ["0%\n0"] * 5

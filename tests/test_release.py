@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from skimage import data
 
-from agelib import AgelibError
-from agelib.evaluation.evaluate import scores
+from agelib import AgelibError, release
+from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import (
     groups_table,
     name_worst,
@@ -20,7 +20,7 @@ from agelib.evaluation.tables import (
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import sha256
 from agelib.model.inference import estimate
-from agelib.model.network import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, load_model, save_model
 from agelib.prediction.estimator import Estimator
 from agelib.release import ship
 
@@ -67,7 +67,7 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     assert card["images"]["wiki"] == read_manifest(trained.faces / "wiki")["counts"]
     assert card["note"]["config"] == trained.to_dict()
     faces = FaceSet([trained.faces / "utkface"], "test")
-    assert card["scores"]["test"] == scores(faces, estimate(load_model(path)[0], faces))
+    assert card["scores"]["test"] == score_faces(faces, estimate(load_model(path)[0], faces))
 
 
 def test_photos_are_judged_by_it(shipped):
@@ -165,3 +165,57 @@ def test_the_readme_repeats_the_card(card):
     for figures in groups_table(card["scores"]["test"]).loc["race"].itertuples(index=False):
         assert all(f"| {figure} |" in section for figure in figures[1:])
     assert name_worst(card["scores"]["test"]) in section.replace("\n", " ")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for path in release.files_with_address():
+        target = tmp_path / path.relative_to(release.ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    return tmp_path
+
+
+def test_every_file_with_the_address_agrees():
+    name = release.read_address().removeprefix("https://github.com/")
+    for path in release.files_with_address():
+        assert name in path.read_text(encoding="utf-8"), path.name
+
+
+def test_every_badge_opens_its_own_notebook():
+    name = release.read_address().removeprefix("https://github.com/")
+    for path in release.ROOT.glob("notebooks/*.ipynb"):
+        badge = f"https://colab.research.google.com/github/{name}/blob/main/notebooks/{path.name}"
+        assert badge in path.read_text(encoding="utf-8")
+
+
+def test_every_setup_cell_clones_the_address():
+    for path in release.ROOT.glob("notebooks/*.ipynb"):
+        setup = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][2]["source"])
+        assert f'"{release.read_address()}"' in setup
+
+
+def test_a_new_address_is_written_everywhere(copy):
+    changed = release.write_address("https://github.com/some-one/faces.git", copy)
+    assert changed == release.files_with_address(copy)
+    assert release.read_address(copy) == "https://github.com/some-one/faces"
+    old = release.read_address().removeprefix("https://github.com/")
+    for path in changed:
+        text = path.read_text(encoding="utf-8")
+        assert old not in text
+        assert "github.com/some-one/faces" in text
+
+
+def test_the_address_can_be_written_back(copy):
+    before = [path.read_bytes() for path in release.files_with_address(copy)]
+    release.write_address("https://github.com/a/b", copy)
+    release.write_address(release.read_address(), copy)
+    assert [path.read_bytes() for path in release.files_with_address(copy)] == before
+
+
+@pytest.mark.parametrize(
+    "bad", ["github.com/a/b", "https://gitlab.com/a/b", "https://github.com/a"]
+)
+def test_an_address_that_colab_cannot_open_is_refused(copy, bad):
+    with pytest.raises(AgelibError, match="not of the form"):
+        release.write_address(bad, copy)

@@ -10,16 +10,15 @@ import pytest
 from conftest import write_zip
 
 from agelib import AgelibError, disk, steps
-from agelib.config import Config
+from agelib.config import PROFILES, Config, checkpoint_path
 from agelib.datasets import download as downloading
 from agelib.datasets import tables
-from agelib.drive import kept, sync
+from agelib.drive import sync
 from agelib.faces import cleaning
 from agelib.faces.shards import damaged_shards, read_manifest
 from agelib.files import sha256
-from agelib.profiles import PROFILES
+from agelib.model.saved import load_model
 from agelib.training import loop
-from agelib.training.callbacks import checkpoint_path
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
     monkeypatch.setattr(loop, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluation.evaluate.estimate", refuse)
-    monkeypatch.setattr("agelib.faces.crops.detector", refuse)
+    monkeypatch.setattr("agelib.faces.cleaning.detector", refuse)
 
 
 def interrupt(*arguments, **options):
@@ -251,9 +250,9 @@ def test_an_unfinished_set_that_came_back_in_part_is_fetched_whole(cleaned):
     shards = sorted(folder.glob("*.npy"))
     sync.push(folder, remote, only=shards)
     shutil.rmtree(folder)
-    kept.pull_set("wiki", cleaned)
+    steps.pull_set("wiki", cleaned)
     shards[0].unlink()
-    kept.pull_set("wiki", cleaned)
+    steps.pull_set("wiki", cleaned)
     assert sorted(folder.glob("*.npy")) == shards
 
 
@@ -371,6 +370,19 @@ def short_run(cleaned, tiny_networks):
 def stop_after_one_epoch(config):
     with pytest.raises(KeyboardInterrupt):
         steps.train(config, interrupt)
+
+
+def test_every_epoch_is_on_drive_before_the_caller_is_told(short_run, tmp_path):
+    epochs_on_drive = []
+
+    def look(history):
+        sync.pull(short_run.drive / "runs" / "tiny", tmp_path / "fetched")
+        _, note = load_model(checkpoint_path(tmp_path / "fetched"))
+        epochs_on_drive.append((len(history), len(note["history"])))
+
+    steps.train(short_run, look)
+    assert epochs_on_drive == [(1, 1), (2, 2)]
+    assert (tmp_path / "fetched" / "history.csv").exists()
 
 
 def test_training_goes_on_where_another_machine_was_cut_off(short_run):

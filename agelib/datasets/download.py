@@ -1,18 +1,33 @@
-"""The archives, fetched, verified and extracted."""
+"""The archives, fetched, verified and extracted.
 
+One comes from a folder where the user put it, from a mirror, from its home, or from Kaggle.
+"""
+
+import os
+import re
 import shutil
 import sys
+import zipfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import requests
 
-from agelib import AgelibError, files
+from agelib import AgelibError, files, first_line
 from agelib.config import Config
-from agelib.datasets import archives, byhand, kaggle, transfer
+from agelib.datasets import archives, transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, known, note_of, remember
 from agelib.datasets.tables import DATASETS, DataSet, find
-from agelib.files import Checksum, atomic, is_full, need_space, no_space
+from agelib.disk import is_full, need_space, no_space
+from agelib.files import Checksum, atomic
+
+_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
+
+_KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
+# What kagglehub keeps for a while of the one data set that is asked for: its zip file and the
+# images, which are there twice.
+_KAGGLE_CACHE = 800_000_000
 
 
 def fetch(name: str, config: Config) -> Path:
@@ -48,7 +63,7 @@ def fetch(name: str, config: Config) -> Path:
         checksum = _checksum(archive, mirror)
         if target.exists() and not (archive.url and note_of(target).exists()):
             archives.check(target, checksum)
-        elif sample or not byhand.take(archive, _folders(config), target, checksum):
+        elif sample or not take_from_folders(archive, _folders(config), target, checksum):
             if not (archive.url or mirror):
                 raise _not_there(name, config)
             if lacking:
@@ -75,7 +90,7 @@ def extract(name: str, config: Config) -> Path:
         AgelibError: If the archive is missing, damaged or unsafe.
     """
     archive = find(name).archive
-    return archives.unpack_once(config.raw / archive.file, config.raw / archive.folder)
+    return unpack.unpack_once(config.raw / archive.file, config.raw / archive.folder)
 
 
 def find_sha256(file: str, sums: str) -> Checksum:
@@ -114,7 +129,7 @@ def _ways_round(found: DataSet, config: Config) -> str:
     archive = found.archive
     if config.profile == "sample":
         return f"delete {config.mirror} and run the download step again."
-    pages = [found.home, *([kaggle.page(archive)] if archive.kaggle else [])]
+    pages = [found.home, *([kaggle_page(archive)] if archive.kaggle else [])]
     raw, drive = _folders(config)
     mirror = f"name a folder or an address that has {archive.file} in AGELIB_MIRROR"
     if config.mirror:
@@ -124,7 +139,7 @@ def _ways_round(found: DataSet, config: Config) -> str:
         f"- get it with your browser from {' or '.join(pages)} and put the file, as it is, into\n"
         f"  {drive} (make that folder if it is missing) or\n"
         f"  {raw};\n"
-        f"  these names are recognised: {', '.join(byhand.good_names(archive))}; or\n"
+        f"  these names are recognised: {', '.join(good_names(archive))}; or\n"
         f"- {mirror};\n"
         "then run the download step again."
     )
@@ -143,12 +158,12 @@ def _fetch_from_afar(
             raise
         why = transfer.reason(error)
         print(
-            f"{archive.file} is fetched from Kaggle ({kaggle.page(archive)}), since it could not "
+            f"{archive.file} is fetched from Kaggle ({kaggle_page(archive)}), since it could not "
             f"be fetched from {_place(archive)} ({why}).",
             file=sys.stderr,
         )
         try:
-            kaggle.fetch(archive, target)
+            fetch_from_kaggle(archive, target)
         except (OSError, ValueError) as second:
             if is_full(second):
                 raise
@@ -196,3 +211,120 @@ def _fetch_mirror(archive: Archive, target: Path, mirror: str, checksum: Checksu
     with atomic(target) as copy:
         shutil.copyfile(source, copy)
         archives.verify(copy, checksum)
+
+
+def good_names(archive: Archive) -> list[str]:
+    """Returns the names to recommend, the official one first."""
+    names = [archive.file, f"{archive.folder}.zip"]
+    if archive.kaggle:
+        names += [f"{Path(archive.kaggle).name}.zip", "archive.zip"]
+    return list(dict.fromkeys(names))
+
+
+def take_from_folders(
+    archive: Archive, folders: Sequence[Path], target: Path, checksum: Checksum
+) -> bool:
+    """Makes the archive out of what the user put into some folders, if that is there.
+
+    A file of the official kind must have the checksum, where one is known; any other is read from
+    end to end and packed anew. The user's file stays as it is. What cannot be used is named on
+    standard error and passed over.
+
+    Args:
+        archive: What to look for.
+        folders: Where.
+        target: What to write.
+        checksum: The archive's own.
+
+    Returns:
+        Whether the archive is there now.
+
+    Raises:
+        AgelibError: If there is no space for it.
+        OSError: If the disk fills up.
+    """
+    for path in _candidates(archive, folders, target):
+        try:
+            _take_over(path, archive, target, checksum)
+        except (OSError, ValueError) as error:
+            if is_full(error):
+                raise
+            print(f"{path} is not used for {archive.file}: {error}.", file=sys.stderr)
+        else:
+            print(f"{archive.file} comes from {path}.", file=sys.stderr)
+            return True
+    return False
+
+
+def _candidates(archive: Archive, folders: Sequence[Path], target: Path) -> Iterator[Path]:
+    stems = {Path(name).stem for name in good_names(archive) if name.endswith(".zip")}
+    endings = (".zip",) if archive.file.endswith(".zip") else _ENDINGS
+    wanted = {f"{stem}{ending}".lower() for stem in stems for ending in endings}
+    for folder in folders:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        for path in sorted(paths, key=lambda path: path.name != archive.file):
+            if path != target and path.is_file() and _plain_name(path) in wanted:
+                yield path
+
+
+def _plain_name(path: Path) -> str:
+    """Returns a file's name without the number that browsers and Drive give a second copy."""
+    return re.sub(r" ?\(\d+\)", "", path.name.lower())
+
+
+def _take_over(path: Path, archive: Archive, target: Path, checksum: Checksum) -> None:
+    ending = "".join(Path(archive.file).suffixes)
+    official = _plain_name(path).endswith(ending)
+    if not (official and (checksum or ending == ".zip" or unpack.has_layout(path, archive))):
+        unpack.pack(path, archive, target)
+        return
+    need_space(target.parent, path.stat().st_size)
+    files.remove_partials(target)
+    with atomic(target) as partial:
+        shutil.copyfile(path, partial)
+        archives.verify(partial, checksum)
+
+
+def kaggle_page(archive: Archive) -> str:
+    """Returns the address of a data set's page, to download it by hand."""
+    return f"https://www.kaggle.com/datasets/{archive.kaggle}"
+
+
+def fetch_from_kaggle(archive: Archive, target: Path) -> None:
+    """Fetches a public data set, which takes no account, and packs it as its authors do.
+
+    Colab has kagglehub, which may have the data at hand; elsewhere the zip file is downloaded.
+
+    Args:
+        archive: What to make.
+        target: Where to.
+
+    Raises:
+        AgelibError: If there is no space.
+        OSError: If it cannot be had.
+        ValueError: If it holds something else.
+    """
+    try:
+        import kagglehub
+    except ImportError:
+        source = target.with_name(f"{Path(archive.kaggle).name}.zip")
+        transfer.download(f"{_KAGGLE}/{archive.kaggle}", source, _check_zip)
+        unpack.pack(source, archive, target)
+        source.unlink()
+        return
+    cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
+    if not (cache / "datasets" / archive.kaggle).exists():
+        need_space(cache, _KAGGLE_CACHE)
+    try:
+        folder = Path(kagglehub.dataset_download(archive.kaggle))
+    except OSError:
+        raise  # requests' errors are among them
+    # kagglehub speaks of other errors in exceptions of its own, all of them Exception.
+    except Exception as error:
+        raise OSError(first_line(error)) from error
+    unpack.pack(folder, archive, target)
+
+
+def _check_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise OSError("what Kaggle sent is no zip file, or not all of it")

@@ -14,8 +14,8 @@ import pandas as pd
 from agelib import AgelibError, first_line
 from agelib.datasets.archives import LABELS, note_of
 from agelib.disk import explained, patient, reading
+from agelib.files import IMAGE_SUFFIXES
 from agelib.labels import MAX_AGE, MIN_AGE
-from agelib.prediction.photos import IMAGE_SUFFIXES
 
 _NEEDED = ("path", "age", "gender")
 _OPTIONAL = ("person", "race", "split")
@@ -44,8 +44,8 @@ def read_labelled(folder: Path) -> pd.DataFrame:
         folder: With the images, at any depth, and `labels.csv`.
 
     Returns:
-        One row for each image, columns as in `agelib.labels.read_imdb_wiki`; `race` is the file's
-        own word for it, `split` "train", "val", "test" or "" where the file names none.
+        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; `race` is the
+        file's own word for it, `split` "train", "val", "test" or "" where the file names none.
         `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
         "gender", or "unlabelled" (an image that the file does not name).
 

@@ -13,7 +13,8 @@ import requests
 from tqdm import tqdm
 
 from agelib.datasets.archives import note_of
-from agelib.files import need_space, read_json, write_json
+from agelib.disk import need_space
+from agelib.files import read_json, write_json
 
 _TRIES = 5
 _BLOCK = 1 << 16

@@ -9,13 +9,12 @@ import numpy as np
 
 from agelib import AgelibError, __version__
 from agelib.config import Config
-from agelib.datasets.tables import check_splits
-from agelib.evaluation.breakdown import breakdown
-from agelib.evaluation.scores import metrics
+from agelib.datasets.tables import read_utkface
+from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import estimates_table
+from agelib.faces.cleaning import check_splits
 from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
-from agelib.labels import read_utkface
 from agelib.model.inference import estimate
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
@@ -42,7 +41,7 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         AgelibError: If there is no model or no faces.
     """
     # Imported here: it loads TensorFlow, which the metrics do without.
-    from agelib.model.network import load_model
+    from agelib.model.saved import load_model
 
     model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
     listed = config.run_folder / ESTIMATES
@@ -59,7 +58,7 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     model, note = load_model(model_path)
     splits, tests = {}, {}
     for split, name, faces, outputs in estimate_splits(model, note, config):
-        found = scores(faces, outputs)
+        found = score_faces(faces, outputs)
         splits.setdefault(split, found)
         if name == config.test_sources[0]:
             with atomic(listed) as partial:
@@ -118,11 +117,6 @@ def _check_trained_on(config: Config) -> None:
         )
 
 
-def scores(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns `scores.metrics` of all faces, and under `groups` those of groups of them."""
-    return metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}
-
-
 def evaluate_folder(
     images: Path, model: "keras.Model", model_path: Path, config: Config
 ) -> dict[str, Any]:
@@ -154,7 +148,7 @@ def evaluate_folder(
         if not manifest["counts"]["kept"]:
             raise AgelibError(f"{images} has no image with a usable face.")
         faces = FaceSet([Path(scratch)], "test")
-        return _report(scores(faces, estimate(model, faces)), manifest, model_path)
+        return _report(score_faces(faces, estimate(model, faces)), manifest, model_path)
 
 
 def _report(found: dict, manifest: dict, model_path: Path) -> dict[str, Any]:

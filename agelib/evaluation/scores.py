@@ -1,15 +1,22 @@
-"""Scores: a model's probabilities against the labels of the faces."""
+"""Scores: a model's probabilities against labels, with confidence intervals, and by group."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
-from agelib.evaluation.bootstrap import score_intervals
+from agelib.faces.shards import FaceSet
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model.calibration import age_interval, calibration_error, median_age
+from agelib.model.inference import age_interval, calibration_error, median_age
 
 YEARS_WITHIN = (1, 3, 5, 10)
+
+LEVEL = 0.95
+RESAMPLES = 1000
+FEWEST_PEOPLE = 10
+
+_SCORES = ("age_branch_accuracy", "age_mae", "gender_accuracy")
 
 
 def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -25,7 +32,7 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         expected calibration error (`_ece`) and what always answering the commonest class would
         score; `age_mae` in years, `age_within_N` the share of ages at most N years off,
         `age_interval_coverage` the share that lies in its 80 % interval and `age_interval_width`
-        its mean years; under `intervals` the 95 % intervals of `agelib.evaluation.bootstrap`.
+        its mean years; under `intervals` the 95 % intervals of `agelib.evaluation.scores`.
     """
     heads = {
         "age_branch": (faces.age_branch, outputs["age_branch"].argmax(axis=1), len(BRANCH_NAMES)),
@@ -65,3 +72,135 @@ def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -
         f"{head}_commonest_accuracy": float(occurs.max() / len(true)),
         f"{head}_commonest_balanced_accuracy": 1 / len(present),
     }
+
+
+def score_intervals(
+    person: np.ndarray,
+    means: dict[str, np.ndarray],
+    heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
+) -> dict[str, Any]:
+    """Returns 95 % intervals of all scores, from test sets drawn anew out of the same people.
+
+    People are drawn, not faces: of one person's many photos the model gets most right or most
+    wrong. Field & Welsh, "Bootstrapping clustered data", JRSS B 2007; ends are percentiles.
+
+    Args:
+        person: Whose face it is; of shape (n,).
+        means: Name -> figures of each face, of shape (n,), whose mean is a score.
+        heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
+
+    Returns:
+        Name -> [low, high], under the names of `agelib.evaluation.scores.metrics`; recalls have one
+        pair a class. None stands for what drawing tells nothing of: a score that is the same in
+        every drawn set, the recall of a class of fewer than ten people, and a balanced accuracy
+        that such a recall is part of.
+    """
+    columns = {"faces": np.ones(len(person)), **means}
+    for head, (true, said, count) in heads.items():
+        columns[f"{head}_accuracy"] = true == said
+        for code in range(count):
+            columns[f"{head}_{code}"] = true == code
+            columns[f"{head}_{code}_right"] = (true == code) & (said == code)
+    drawn = dict(zip(columns, _sums(person, columns), strict=True))
+    intervals: dict[str, Any] = {name: _ends(drawn[name] / drawn["faces"]) for name in means}
+    for head, (true, _, count) in heads.items():
+        people = [len(np.unique(person[true == code])) for code in range(count)]
+        recalls = {
+            code: drawn[f"{head}_{code}_right"] / np.maximum(1, drawn[f"{head}_{code}"])
+            for code in range(count)
+            if people[code] >= FEWEST_PEOPLE
+        }
+        balanced = np.mean(list(recalls.values()), axis=0) if recalls else np.zeros(1)
+        intervals[f"{head}_accuracy"] = _ends(drawn[f"{head}_accuracy"] / drawn["faces"])
+        intervals[f"{head}_balanced_accuracy"] = (
+            _ends(balanced) if len(recalls) == np.count_nonzero(people) else None
+        )
+        intervals[f"{head}_recall"] = [
+            _ends(recalls[code]) if code in recalls else None for code in range(count)
+        ]
+    return intervals
+
+
+def _sums(person: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the sum of each column over each drawn set, of shape (columns, drawn sets)."""
+    _, whose = np.unique(person, return_inverse=True)
+    by_person = np.stack([np.bincount(whose, weights=column) for column in columns.values()])
+    people = by_person.shape[1]
+    random = np.random.default_rng(0)
+    sums = np.empty((len(columns), RESAMPLES))
+    for i in range(RESAMPLES):
+        sums[:, i] = by_person @ np.bincount(random.integers(people, size=people), minlength=people)
+    return sums
+
+
+def _ends(values: np.ndarray) -> list[float] | None:
+    if np.ptp(values) == 0:
+        return None
+    tail = 100 * (1 - LEVEL) / 2
+    return [float(end) for end in np.percentile(values, [tail, 100 - tail])]
+
+
+def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Scores each age branch and gender, and each race where the data set names them.
+
+    Args:
+        faces: As for `agelib.evaluation.scores.metrics`, with `race` as well, of shape (n,), and
+            `races`, the names that it numbers.
+        outputs: As for `agelib.evaluation.scores.metrics`.
+
+    Returns:
+        A dict for each group that has faces: `by` ("age branch and gender" or "race"), `group`,
+        `n` faces of so many `people`, and of age branch accuracy, age MAE and gender accuracy the
+        score and, under `intervals`, its 95 % interval.
+    """
+    masks = {
+        ("age branch and gender", f"{branch} {gender}"): (faces.age_branch == i)
+        & (faces.gender == j)
+        for i, branch in enumerate(BRANCH_NAMES)
+        for j, gender in enumerate(GENDERS)
+    }
+    masks |= {("race", race): faces.race == i for i, race in enumerate(faces.races)}
+    return [
+        {"by": by, "group": group} | _score(faces, outputs, mask)
+        for (by, group), mask in masks.items()
+        if mask.any()
+    ]
+
+
+def _score(faces: Any, outputs: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    labels = ("age", "age_branch", "gender", "person")
+    part = SimpleNamespace(**{name: getattr(faces, name)[mask] for name in labels})
+    scores = metrics(part, {name: values[mask] for name, values in outputs.items()})
+    intervals = {name: scores["intervals"][name] for name in _SCORES}
+    people = {"people": len(np.unique(part.person)), "intervals": intervals}
+    return {name: scores[name] for name in ("n", *_SCORES)} | people
+
+
+def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the group of age branch and gender for which each head is right least often.
+
+    Groups of fewer than ten people are left out: one more or less would make them the worst.
+
+    Args:
+        groups: From `breakdown`.
+
+    Returns:
+        "age_branch_accuracy" and "gender_accuracy" -> the group; left out where there is no error
+        in any, or all are that small.
+    """
+    cells = [
+        group
+        for group in groups
+        if group["by"] == "age branch and gender" and group["people"] >= FEWEST_PEOPLE
+    ]
+    worst = {}
+    for name in ("age_branch_accuracy", "gender_accuracy"):
+        wrong = [cell for cell in cells if cell[name] < 1]
+        if wrong:
+            worst[name] = min(wrong, key=lambda cell: cell[name])
+    return worst
+
+
+def score_faces(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns `scores.metrics` of all faces, and under `groups` those of groups of them."""
+    return metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}

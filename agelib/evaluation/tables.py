@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agelib.evaluation.breakdown import worst_groups
-from agelib.evaluation.scores import YEARS_WITHIN
+from agelib.evaluation.scores import YEARS_WITHIN, worst_groups
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model.calibration import age_interval, median_age
+from agelib.model.inference import age_interval, median_age
 
 _FACE_COLUMNS = (
     *("face", "left", "top", "right", "bottom", "confidence", "age", "age_low", "age_high"),
@@ -128,7 +127,7 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
     """Returns a row for each face: what it is, what the model says, and how sure it is.
 
     Args:
-        faces: As for `agelib.evaluation.breakdown.breakdown`, with `paths` as well.
+        faces: As for `agelib.evaluation.scores.breakdown`, with `paths` as well.
         outputs: As for `agelib.evaluation.scores.metrics`.
 
     Returns:

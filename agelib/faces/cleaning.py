@@ -5,17 +5,21 @@ depends on its rows and the crop settings alone, so that any number of processes
 side, and a run that was cut off goes on with the units that are not finished.
 """
 
+import functools
 import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
@@ -23,17 +27,36 @@ from tqdm import tqdm
 from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets.own_photos import is_loose
-from agelib.datasets.tables import images_folder, read_table
-from agelib.disk import patient, reading
+from agelib.datasets.tables import (
+    check_sources,
+    count_reasons,
+    held_out,
+    images_folder,
+    person_hash,
+    read_table,
+    split_by_hash,
+)
+from agelib.disk import need_space, patient, reading
 from agelib.faces import shards
-from agelib.faces.crops import crop_images
-from agelib.faces.images import PORTRAIT_CANVAS, Rejected
-from agelib.files import atomic, need_space, read_json, sha256, write_json
-from agelib.labels import RACES, count_reasons, person_hash
+from agelib.faces.crop import PORTRAIT_CANVAS, Face, choose_face, crop_face
+from agelib.faces.images import Rejected, read_image
+from agelib.faces.shards import FaceSet, encode_jpeg, read_manifest
+from agelib.files import atomic, read_json, sha256, write_json
+from agelib.labels import RACES
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.faces.detector import FaceDetector
 
 UNIT_ROWS = 2048
 REJECTED = "rejected.csv"
 PARTS = "parts"  # notes of finished shards, until the manifest takes them over
+
+BATCH = 64
+_THREADS = 2
+_AHEAD = 2  # batches
+_MAX_SIDE = 1024  # pixels of an image in memory: more than any crop has, and batches stay small
+
+_Image = np.ndarray | Rejected
 
 
 def clean(
@@ -262,3 +285,119 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
     rejected = pd.DataFrame(metadata + cleaning, columns=["path", "reason"])
     with atomic(path) as partial:
         rejected.to_csv(partial, index=False, errors="surrogateescape")
+
+
+@functools.cache
+def detector(alone: bool) -> "FaceDetector":
+    """Returns this process' detector.
+
+    Args:
+        alone: Whether this process has the machine to itself. One of several keeps to a core and
+            leaves the GPU to whoever trains: each would claim all of its memory.
+    """
+    from agelib.backend import tf
+    from agelib.faces.detector import FaceDetector
+
+    if not alone:
+        # A process that has computed before keeps its settings.
+        with suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+    return FaceDetector()
+
+
+def crop_images(
+    paths: Sequence[Path | bytes], crop: dict[str, Any], alone: bool
+) -> Iterator[bytes | Rejected]:
+    """Finds and crops the face that each image is about.
+
+    Args:
+        paths: Image files, or their bytes.
+        crop: Settings of `crop_face`.
+        alone: As for `detector`.
+
+    Yields:
+        For each image, in order, the JPEG of its face crop, or why there is none.
+    """
+    batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+    detect = detector(alone).detect
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = _ahead(pool, _read, batches)
+        detected = ((images, detect(list(_readable(images)))) for images in read)
+        for results in _ahead(pool, functools.partial(_encode, crop=crop), detected):
+            yield from results
+
+
+def _ahead(pool: Executor, call: Callable, items: Iterable) -> Iterator:
+    """Yields `call(item)` for each item, in order, a few of them computed ahead."""
+    pending: deque = deque()
+    for item in items:
+        pending.append(pool.submit(call, item))
+        if len(pending) > _AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _read(paths: Sequence[Path | bytes]) -> list[_Image]:
+    return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
+
+
+def _readable(images: Iterable[_Image]) -> Iterator[np.ndarray]:
+    return (image for image in images if not isinstance(image, Rejected))
+
+
+def _encode(
+    batch: tuple[list[_Image], list[list[Face]]], crop: dict[str, Any]
+) -> list[bytes | Rejected]:
+    images, found = batch
+    faces = iter(found)
+    return [
+        image
+        if isinstance(image, Rejected)
+        else _or_rejected(_encode_face, image, next(faces), crop)
+        for image in images
+    ]
+
+
+def _encode_face(image: np.ndarray, faces: list[Face], crop: dict[str, Any]) -> bytes:
+    return encode_jpeg(crop_face(image, choose_face(faces, image.shape), **crop))
+
+
+def _or_rejected(call: Callable, *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except Rejected as reason:
+        # A traceback would keep the whole batch in memory.
+        return reason.with_traceback(None)
+
+
+def check_splits(names: Iterable[str], config: Config) -> None:
+    """Makes sure that face sets were split as the settings ask: the hash of each person tells.
+
+    Args:
+        names: Of the face sets.
+        config: As for `read_table`.
+
+    Raises:
+        AgelibError: If one was split otherwise.
+    """
+    check_sources(config)
+    for name in names:
+        folder = config.faces / name
+        manifest = read_manifest(folder)
+        official = set(manifest["official"])
+        trained, shares = name in config.train_sources, held_out(name, config, official)
+        splits = [split for split, count in manifest["splits"].items() if count]
+        hashed = set(splits) - ((official - {"train"}) if trained else set())
+        as_asked = all(
+            (split_by_hash(FaceSet([folder], split).person, *shares) == split).all()
+            for split in hashed
+        )
+        if not as_asked or (trained and "train" not in splits):
+            raise AgelibError(
+                f"{folder} was split into train, val and test by other settings: give the "
+                "--train-sources, --test-sources and --val-fraction that it was cleaned with, "
+                "or delete it and clean again."
+            )

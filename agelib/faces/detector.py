@@ -17,7 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from agelib.backend import keras_settings, silent_stderr, tf
-from agelib.faces.images import PORTRAIT_CANVAS, Face, resize
+from agelib.faces.crop import PORTRAIT_CANVAS, Face
+from agelib.faces.images import resize
 
 MIN_CONFIDENCE = 0.8
 BATCH = 64

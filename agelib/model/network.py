@@ -1,47 +1,23 @@
-"""The network with its two heads, and the one file it is kept in.
+"""The network: EfficientNet B0 to B7 on the `efficientnet` package, with two heads."""
 
-A finished model is made of Keras' own layers alone, so that `keras.models.load_model` reads it
-anywhere, without this package.
-"""
-
-import json
-import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from agelib import AgelibError, first_line
 from agelib.backend import keras, keras_settings
-from agelib.config import BACKBONES
-from agelib.files import atomic, remove_partials
+from agelib.config import BACKBONES, Backbone
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
-from agelib.model.backbone import DROP_CONNECT_RATE, build_backbone
-
-PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.keras"
+from agelib.model.imagenet import LITE0_WEIGHTS, set_arrays
+from agelib.model.saved import PRETRAINED, load_model
 
 # What the ImageNet weights were trained with, on pixels of 0 to 255.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 _LITE_MEAN = (127.0, 127.0, 127.0)
 _LITE_STD = (128.0, 128.0, 128.0)
-_NOTE = "agelib.json"
-# What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
-# one does not know; UserWarning: see `load_model`.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
-)
 
-# Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
-# versions, Colab's 3.13 among them, read no file that names them.
-_LATER_SETTINGS = {
-    "input_axes": None,
-    "output_axes": None,
-    "renorm": False,
-    "renorm_clipping": None,
-    "renorm_momentum": 0.99,
-}
+DROP_CONNECT_RATE = 0.2
 
 
 def build_model(
@@ -150,77 +126,10 @@ def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
     Args:
         model: From `build_model`.
         head: "age" or "gender".
-        temperature: From `agelib.model.calibration.fit_temperature`.
+        temperature: From `agelib.model.inference.fit_temperature`.
     """
     layer = model.get_layer(f"{head}_logits")
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
-
-
-def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
-    """Writes a model, whole or not at all, with a note inside the file.
-
-    Args:
-        model: Any Keras model.
-        path: A .keras file: a zip, to which the note is added as `agelib.json`.
-        note: JSON content, such as the crop settings that prediction must use.
-    """
-    remove_partials(path)
-    # Keras insists on the ending .keras, which a partial file does not have. Always the same name,
-    # so that whatever a killed process left there goes away.
-    whole = path.with_name(f".whole.{path.name}")
-    with atomic(path) as partial:
-        try:
-            model.save(whole)
-            _add_note(whole, partial, note)
-        finally:
-            whole.unlink(missing_ok=True)
-
-
-def _add_note(whole: Path, noted: Path, note: dict[str, Any]) -> None:
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(noted, "w") as target:
-        for name in source.namelist():
-            content = source.read(name)
-            if name == "config.json":
-                content = json.dumps(_without_later_settings(json.loads(content)))
-            target.writestr(name, content)
-        target.writestr(_NOTE, json.dumps(note, indent=1))
-
-
-def _without_later_settings(config: Any) -> Any:
-    if isinstance(config, list):
-        return [_without_later_settings(each) for each in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        name: _without_later_settings(value)
-        for name, value in config.items()
-        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
-    }
-
-
-def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
-    """Reads a model and its note.
-
-    Raises:
-        AgelibError: If the file is missing, damaged, or no model of this package.
-    """
-    if not Path(path).exists():
-        advice = (
-            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
-        )
-        raise AgelibError(f"{path} is missing: {advice}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            note = json.loads(archive.read(_NOTE))
-        with warnings.catch_warnings(), keras_settings():
-            # Without the optimizer's state, training would go on as if it had just begun.
-            warnings.filterwarnings("error", "Skipping variable loading")
-            return keras.models.load_model(path), note
-    except _UNREADABLE as error:
-        raise AgelibError(
-            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
-            f"({first_line(error)}): name a model.keras, or delete it and train again."
-        ) from error
 
 
 def _backbone_of(model: keras.Model) -> keras.Model:
@@ -242,3 +151,143 @@ def _start_from(model: keras.Model, path: Path) -> None:
             f"{path} does not fit: it is of another backbone or image size; name it with its own "
             "--backbone."
         ) from error
+
+
+def build_backbone(
+    name: str,
+    image_size: int,
+    weights: str | None = None,
+    drop_connect_rate: float = DROP_CONNECT_RATE,
+) -> keras.Model:
+    """Builds a backbone: an EfficientNet without its classifier.
+
+    The `efficientnet` package's own activation and dropout classes are exchanged for Keras' equal
+    ones, and its drop-connect rate, which it divides by B0's number of blocks whatever the depth,
+    is set so that it ends where the paper's does.
+
+    Args:
+        name: One of `agelib.config.BACKBONES`.
+        image_size: Pixels per side.
+        weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
+        drop_connect_rate: How often training leaves out the last block; rises evenly to this.
+
+    Returns:
+        A model from normalised RGB to features of shape (batch, h, w, channels).
+
+    Raises:
+        AgelibError: If the weights cannot be had.
+    """
+    spec = BACKBONES[name]
+    if spec.lite and weights == "imagenet" and name == "EfficientNetLite0":
+        weights = str(LITE0_WEIGHTS)
+    build = _lite if spec.lite else _efficientnet
+    try:
+        if spec.lite and weights in ("imagenet", "noisy-student"):
+            raise ValueError("only those of EfficientNetLite0 for ImageNet come with agelib")
+        return build(name, spec, image_size, weights, drop_connect_rate)
+    # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
+    except Exception as error:
+        if weights is None:
+            raise
+        raise AgelibError(
+            f"{weights} weights for {name} cannot be had ({first_line(error)}): check the network "
+            "and run this again, name a downloaded file as --weights, or use --weights none."
+        ) from error
+
+
+def _efficientnet(
+    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
+) -> keras.Model:
+    # Imported here, after `backend` has loaded TensorFlow quietly.
+    import efficientnet.tfkeras as efficientnet
+    from efficientnet.model import DEFAULT_BLOCKS_ARGS, round_repeats
+
+    shape = (image_size, image_size, 3)
+    repeats = [block.num_repeat for block in DEFAULT_BLOCKS_ARGS]
+    blocks = sum(round_repeats(count, spec.depth) for count in repeats)
+    from_file = str(weights).endswith(".npz")
+    network = getattr(efficientnet, name)(
+        include_top=False,
+        weights=None if weights == "imagenet" or from_file else weights,
+        input_shape=shape,
+        drop_connect_rate=drop_connect_rate * sum(repeats) / blocks,
+    )
+    backbone = _plain_copy(network, "silu")
+    if weights == "imagenet":
+        applications = getattr(keras.applications, name)
+        carry_weights(
+            applications(include_top=False, weights="imagenet", input_shape=shape), backbone
+        )
+    if from_file:
+        set_arrays(backbone, weights)
+    return backbone
+
+
+def _lite(
+    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
+) -> keras.Model:
+    from efficientnet import inject_tfkeras_modules
+    from efficientnet.model import DEFAULT_BLOCKS_ARGS, EfficientNet, round_filters, round_repeats
+
+    ends = (0, len(DEFAULT_BLOCKS_ARGS) - 1)
+    # Scaled here, so that the package leaves the stem, the head, and their blocks' number alone.
+    blocks = [
+        block._replace(
+            se_ratio=None,
+            input_filters=round_filters(block.input_filters, spec.width, 8),
+            output_filters=round_filters(block.output_filters, spec.width, 8),
+            num_repeat=block.num_repeat
+            if i in ends
+            else round_repeats(block.num_repeat, spec.depth),
+        )
+        for i, block in enumerate(DEFAULT_BLOCKS_ARGS)
+    ]
+    network = inject_tfkeras_modules(EfficientNet)(
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        default_resolution=image_size,
+        blocks_args=blocks,
+        model_name=name,
+        include_top=False,
+        weights=None,
+        input_shape=(image_size, image_size, 3),
+        drop_connect_rate=drop_connect_rate,
+    )
+    backbone = _plain_copy(network, "relu6")
+    if str(weights).endswith(".npz"):
+        set_arrays(backbone, weights)
+    elif weights:
+        backbone.load_weights(weights)
+    return backbone
+
+
+def carry_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
+
+    Args:
+        source: A `keras.applications.EfficientNetBx` without top. Its own normalisation is left
+            behind; ours does the same.
+        target: The backbone of the same name.
+
+    Raises:
+        ValueError: If a layer is missing or of another shape.
+    """
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def _plain_copy(network: keras.Model, activation: str) -> keras.Model:
+    """Returns the same network, with the same weights, of Keras' own layers."""
+
+    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config: dict[str, Any] = layer.get_config()
+        if isinstance(layer, keras.layers.Dropout):
+            return keras.layers.Dropout.from_config(config)
+        if isinstance(layer, keras.layers.Activation) or config.get("activation") == "swish":
+            config["activation"] = activation
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=plain)
+    copy.set_weights(network.get_weights())
+    return copy

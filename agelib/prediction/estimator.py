@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from agelib.faces.crop import PORTRAIT_CANVAS, Face, crop_face
 from agelib.faces.detector import FaceDetector
-from agelib.faces.images import PORTRAIT_CANVAS, Face, crop_face, resize
+from agelib.faces.images import resize
 from agelib.labels import BRANCH_NAMES, GENDERS
-from agelib.model.calibration import age_interval, median_age
-from agelib.model.inference import inference_graph, probabilities
-from agelib.model.network import PRETRAINED, load_model
+from agelib.model.inference import age_interval, inference_graph, median_age, probabilities
+from agelib.model.saved import PRETRAINED, load_model
 from agelib.prediction.photos import Photo, read_photo
 
 # Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
@@ -77,7 +77,7 @@ class Estimator:
     Attributes:
         path: The file.
         model: The network, as it was read; `predict` does not see later changes to it.
-        crop: Keyword arguments of `agelib.faces.images.crop_face`, as the model needs its faces.
+        crop: Keyword arguments of `agelib.faces.crop.crop_face`, as the model needs its faces.
 
     Raises:
         AgelibError: If the file is missing or no such model.

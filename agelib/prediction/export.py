@@ -1,10 +1,16 @@
-"""Export: a model in the formats of other runtimes, each compared with Keras before it counts."""
+"""Export: a model in the formats of other runtimes, each compared with Keras first."""
 
 import contextlib
+import copy
+import importlib.util
+import io
 import itertools
+import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +19,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from agelib import AgelibError, first_line
-from agelib.backend import keras
+from agelib.backend import keras, silent_stderr, tf
 from agelib.config import Config
 from agelib.datasets.sample import N_UTKFACE, SEED, utkface_files
-from agelib.faces.crops import crop_images
+from agelib.faces.cleaning import crop_images
 from agelib.faces.images import Rejected, resize
 from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_manifest
 from agelib.files import atomic
-from agelib.model.calibration import median_age
-from agelib.model.network import load_model
-from agelib.prediction.formats import FORMATS, Format, Run, quietly
+from agelib.model.inference import median_age
+from agelib.model.saved import load_model
 from agelib.prediction.photos import find_photos, is_video
 
 # What the order of sums can change in a probability.
@@ -33,6 +38,8 @@ _YEARS, _OTHERWISE = 0.5, 0.05
 _MOST_FACES = 1000
 _BATCH = 64
 _CALLS = 50
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def export(
@@ -133,21 +140,6 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells).set_axis(written["format"])
 
 
-def _export(
-    model: keras.Model,
-    kind: Format,
-    path: Path,
-    images: np.ndarray,
-    expected: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    kind.need_packages()
-    with _whole(path) as made, quietly():
-        kind.write(model, made)
-        row = _row(kind.title, made, kind.load(made), images, expected)
-        _compare(row, kind.exact)
-    return row
-
-
 def _compare(row: dict[str, Any], exact: bool) -> None:
     if exact:
         if not row["largest_difference"] <= _EXACT:
@@ -229,3 +221,174 @@ def _spread(items: Sequence) -> list:
     """Returns as many items as are wanted at most, evenly from all of them."""
     chosen = np.linspace(0, len(items) - 1, min(len(items), _MOST_FACES)).round().astype(int)
     return [items[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of other runtimes.
+
+    Attributes:
+        title: Its name, as people write it.
+        file: What its file or folder is called.
+        write: Writes a model to a path.
+        load: Returns, for a path, what runs its model on images.
+        exact: Whether it computes in full floats, as Keras does.
+        packages: Those it takes that agelib does not.
+    """
+
+    title: str
+    file: str
+    write: Callable[[keras.Model, Path], None]
+    load: Callable[[Path], Run]
+    exact: bool = True
+    packages: tuple[str, ...] = ()
+
+    def need_packages(self) -> None:
+        """Makes sure that everything it takes is installed.
+
+        Raises:
+            AgelibError: If a package is missing.
+        """
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise AgelibError(f"{self.title} takes more packages: pip install {' '.join(missing)}")
+
+
+def _export(
+    model: keras.Model,
+    kind: Format,
+    path: Path,
+    images: np.ndarray,
+    expected: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    kind.need_packages()
+    with _whole(path) as made, quietly():
+        kind.write(model, made)
+        row = _row(kind.title, made, kind.load(made), images, expected)
+        _compare(row, kind.exact)
+    return row
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Drops what converters tell about themselves; what goes wrong they raise."""
+    nowhere = io.StringIO()
+    # Its handler writes to what was standard error when TensorFlow was loaded.
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with (
+        silent_stderr(),
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _served(model: keras.Model) -> tf.Module:
+    """Returns what TensorFlow itself can save; Keras' own export holds every weight twice."""
+    spec = tf.TensorSpec(model.input_shape, tf.float32, name="image")
+    served = tf.Module()
+    served.weights = [weight.value for weight in model.weights]
+    served.serve = tf.function(lambda image: model(image, training=False), input_signature=[spec])
+    return served
+
+
+def _write_saved_model(model: keras.Model, path: Path) -> None:
+    served = _served(model)
+    tf.saved_model.save(served, path, signatures=served.serve)
+
+
+def _write_tflite(
+    model: keras.Model, path: Path, optimizations: Sequence[tf.lite.Optimize] = ()
+) -> None:
+    served = _served(model)
+    graph = served.serve.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph], served)
+    converter.optimizations = list(optimizations)
+    path.write_bytes(converter.convert())
+
+
+def _write_int8(model: keras.Model, path: Path) -> None:
+    """Writes a TFLite file whose weights are kept in 8 bits and computed with in floats.
+
+    As the converter leaves it, each layer's input is rounded to 8 bits too, by ranges found when it
+    runs. That differs between processors, and moves the answers further than the weights do.
+    Ranges fixed beforehand cost the model that comes with agelib up to four points of accuracy.
+    So the weights are turned back into floats by a DEQUANTIZE each, and no input is rounded.
+    """
+    # Imported here, after `backend` has loaded TensorFlow quietly.
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    _write_tflite(model, path, [tf.lite.Optimize.DEFAULT])
+    content = flatbuffer_utils.read_model(path)
+    schema = flatbuffer_utils.schema_fb
+    dequantize = schema.OperatorCodeT()
+    dequantize.builtinCode = dequantize.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    dequantize.version = 5  # the first that takes a scale for each channel
+    content.operatorCodes.append(dequantize)
+    [graph] = content.subgraphs
+    steps = []
+    for index, tensor in enumerate(list(graph.tensors)):
+        if tensor.type == schema.TensorType.INT8:
+            step = schema.OperatorT()
+            step.opcodeIndex = len(content.operatorCodes) - 1
+            step.inputs, step.outputs = [len(graph.tensors)], [index]
+            steps.append(step)
+            graph.tensors.append(copy.copy(tensor))
+            # What is computed has no content of its own: buffer 0 is the empty one.
+            tensor.type, tensor.buffer, tensor.quantization = schema.TensorType.FLOAT32, 0, None
+    graph.operators = steps + graph.operators
+    flatbuffer_utils.write_model(content, path)
+
+
+def _write_onnx(model: keras.Model, path: Path) -> None:
+    model.export(path, format="onnx", verbose=False)
+
+
+def _load_saved_model(path: Path) -> Run:
+    loaded = tf.saved_model.load(path)  # kept, as its variables live no longer than itself
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = loaded.signatures["serving_default"](image=tf.constant(images))
+        return {name: values.numpy() for name, values in outputs.items()}
+
+    return run
+
+
+def _load_tflite(path: Path) -> Run:
+    signature = tf.lite.Interpreter(model_content=path.read_bytes()).get_signature_runner()
+    return lambda images: signature(image=images)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(None, {"image": images}), strict=True))
+
+
+FORMATS = {
+    "saved_model": Format("SavedModel", "saved_model", _write_saved_model, _load_saved_model),
+    "tflite": Format("TFLite", "model.tflite", _write_tflite, _load_tflite),
+    "int8": Format(
+        "TFLite int8",
+        "model.int8.tflite",
+        _write_int8,
+        _load_tflite,
+        exact=False,
+    ),
+    "onnx": Format(
+        "ONNX",
+        "model.onnx",
+        _write_onnx,
+        _load_onnx,
+        packages=("onnx", "onnxruntime", "tf2onnx"),
+    ),
+}

@@ -15,9 +15,8 @@ from PIL import Image
 
 from agelib import AgelibError
 from agelib.faces.images import Rejected, read_image
+from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 PICTURE_SUFFIX = ".estimates.png"
 _LARGEST = 100_000_000  # bytes of a download
 _LONGEST_NAME = 100

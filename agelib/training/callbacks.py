@@ -10,14 +10,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from agelib.backend import keras, tf
-from agelib.drive.backup import Backup
+from agelib.config import checkpoint_path
 from agelib.files import atomic
-from agelib.model.network import save_model
-
-
-def checkpoint_path(folder: Path) -> Path:
-    """Returns where a run keeps its last finished epoch."""
-    return folder / "checkpoints" / "last.keras"
+from agelib.model.saved import save_model
 
 
 def best_weights_path(folder: Path) -> Path:
@@ -119,12 +114,10 @@ class Checkpoint(keras.callbacks.Callback):
         folder: Path,
         history: list[dict],
         note: dict,
-        remote: Path | None,
         on_epoch: Callable[[pd.DataFrame], None],
     ):
         super().__init__()
         self._folder, self._history, self._note = folder, history, note
-        self._backup = Backup(folder, remote) if remote else None
         self._on_epoch = on_epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -132,7 +125,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Writes the files, sends them to Drive, and tells the caller."""
+        """Writes the files and tells the caller."""
         values = {name: float(value) for name, value in logs.items()}
         if not all(map(math.isfinite, values.values())):
             self.model.stop_training = True
@@ -148,8 +141,6 @@ class Checkpoint(keras.callbacks.Callback):
             self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
         )
         history = write_history(self._folder, self._history)
-        if self._backup:
-            self._backup.push()
         self._on_epoch(history)
 
 

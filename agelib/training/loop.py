@@ -11,21 +11,15 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.backend import keras, keras_settings, tf
-from agelib.config import Config
-from agelib.datasets.tables import check_splits
-from agelib.drive.backup import push_finished
+from agelib.config import Config, checkpoint_path
+from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
 from agelib.files import read_json, write_json
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
-from agelib.model.network import (
-    build_model,
-    freeze_backbone,
-    load_model,
-    save_model,
-    unfreeze_backbone,
-)
+from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
+from agelib.model.saved import load_model, save_model
 from agelib.training.batches import ordered_batches, train_batches
 from agelib.training.callbacks import (
     Checkpoint,
@@ -34,7 +28,6 @@ from agelib.training.callbacks import (
     Schedule,
     averaging,
     best_weights_path,
-    checkpoint_path,
     write_history,
 )
 from agelib.training.recipe import (
@@ -48,26 +41,23 @@ from agelib.training.recipe import (
 
 
 @keras_settings()
-def train(
-    config: Config, remote: Path | None = None, on_epoch: Callable[[pd.DataFrame], None] = print
-) -> pd.DataFrame:
+def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> pd.DataFrame:
     """Trains a model, or goes on where a run that was cut off stopped, in the precision it had.
 
     Args:
         config: All settings; the run's folder is `config.run_folder`.
-        remote: The run's folder on Drive; each finished epoch is pushed there, or with a later one.
-        on_epoch: Called after each epoch with the history so far.
+        on_epoch: Called with the history so far once an epoch is on the disk.
 
     Returns:
         The history: one row an epoch, losses and metrics of train and `val_`.
 
     Raises:
         AgelibError: If there is nothing to learn from, the run was begun with other settings, the
-            memory is too small, the loss is no longer a number, or the model cannot be pushed.
+            memory is too small, or the loss is no longer a number.
     """
     folder = config.run_folder
     made_of = config.to_dict() | {"faces": _fingerprints(config)}
-    _check_settings(config, made_of, remote)
+    _check_settings(config, made_of)
     done = folder / "model.keras"
     if done.exists():
         return read_history(folder)
@@ -82,7 +72,7 @@ def train(
         if history:
             write_history(folder, history)
         # Each finished epoch makes the history longer.
-        checkpoint = Checkpoint(folder, history, note, remote, on_epoch)
+        checkpoint = Checkpoint(folder, history, note, on_epoch)
         phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
         for heads_alone, first, last in phases:
             if first <= len(history) < last:
@@ -101,8 +91,6 @@ def train(
     save_model(finished, done, note)
     environment = note["environment"] | {"seconds": round(note["seconds"])}
     write_json(folder / "config.json", made_of | {"environment": environment})
-    if remote:
-        push_finished(done, folder, remote)
     return read_history(folder)
 
 
@@ -187,7 +175,7 @@ def _fingerprints(config: Config) -> dict[str, str]:
     return {name: fingerprint(config.faces / name) for name in config.train_sources}
 
 
-def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None) -> None:
+def _check_settings(config: Config, made_of: dict[str, Any]) -> None:
     """Makes sure that a run goes on with its own settings and faces."""
     path = config.run_folder / "config.json"
     if not path.exists():
@@ -198,8 +186,9 @@ def _check_settings(config: Config, made_of: dict[str, Any], remote: Path | None
             differs = f"has {name} {noted.get(name)}, but {value} is asked for"
             if name == "faces":
                 differs = f"was trained on other faces than those in {config.faces}"
+            copies = (path.parent, config.drive / "runs" / config.run)
             # Unlike Path.exists, this raises nothing if Drive cannot be read.
-            places = " and ".join(str(p) for p in (path.parent, remote) if p and os.path.exists(p))
+            places = " and ".join(str(copy) for copy in copies if os.path.exists(copy))
             raise AgelibError(
                 f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
                 f"delete {places}."

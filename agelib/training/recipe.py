@@ -8,8 +8,7 @@ from agelib.backend import keras, tf
 from agelib.datasets.tables import find
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
-from agelib.model.calibration import fit_temperature
-from agelib.model.inference import estimate_views
+from agelib.model.inference import estimate_views, fit_temperature
 from agelib.model.network import scale_logits, set_batch_norm_momentum
 
 HEADS_RATE = 5  # times the learning rate, while new heads learn alone

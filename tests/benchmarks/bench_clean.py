@@ -27,7 +27,8 @@ from agelib.datasets import sample
 from agelib.datasets import tables as datasets
 from agelib.datasets.download import extract, fetch
 from agelib.datasets.tables import DATASETS
-from agelib.faces import cleaning, crops, shards
+from agelib.faces import cleaning, shards
+from agelib.faces import crop as faces_crop
 from agelib.faces import images as faces
 
 CONFIDENT = 0.9
@@ -54,19 +55,19 @@ def plain_loop(detector, table: pd.DataFrame, config: Config, folder: Path) -> l
     for i, path in enumerate(table["path"]):
         image = faces.read_image(config.raw / path)
         found = [
-            faces.Face((x, y, x + w, y + h), face["confidence"], np.zeros((5, 2)))
+            faces_crop.Face((x, y, x + w, y + h), face["confidence"], np.zeros((5, 2)))
             for face in detector.detect_faces(image)
             for x, y, w, h in [face["box"]]
         ]
         boxes.append((image.shape, found))
         if found:
             face = most_central(found, image.shape)
-            crop = faces.crop_face(image, face, config.crop_size, config.margin)
+            crop = faces_crop.crop_face(image, face, config.crop_size, config.margin)
             (folder / f"{i}.jpg").write_bytes(shards.encode_jpeg(crop))
     return boxes
 
 
-def most_central(found: list, shape: tuple) -> faces.Face:
+def most_central(found: list, shape: tuple) -> faces_crop.Face:
     centre = np.array([shape[1], shape[0]]) / 2
     return min(
         found,
@@ -74,7 +75,7 @@ def most_central(found: list, shape: tuple) -> faces.Face:
     )
 
 
-def overlap(one: faces.Face, other: faces.Face) -> float:
+def overlap(one: faces_crop.Face, other: faces_crop.Face) -> float:
     """Returns the intersection over the union of two boxes."""
     a, b = np.array(one.box), np.array(other.box)
     common = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
@@ -90,7 +91,7 @@ def agreement(
     """
     same, confident, extra, alone = 0, 0, 0, 0
     images = [faces.read_image(config.raw / path) for path in table["path"]]
-    ours = crops.detector(alone=True).detect(images)
+    ours = cleaning.detector(alone=True).detect(images)
     for image, (shape, theirs), found in zip(images, loop, ours, strict=True):
         sure = [face for face in theirs if face.confidence >= CONFIDENT]
         confident += bool(sure)

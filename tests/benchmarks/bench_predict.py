@@ -24,7 +24,8 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib.backend import keras, tf
-from agelib.faces.images import Face, crop_face, resize
+from agelib.faces.crop import Face, crop_face
+from agelib.faces.images import resize
 from agelib.model.inference import inference_graph
 from agelib.prediction.estimator import PHOTO_CANVAS, Estimator
 

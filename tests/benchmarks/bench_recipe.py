@@ -21,9 +21,9 @@ from agelib.backend import keras
 from agelib.config import Config
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES, GENDERS
-from agelib.model.backbone import build_backbone
 from agelib.model.inference import estimate
-from agelib.model.network import load_model
+from agelib.model.network import build_backbone
+from agelib.model.saved import load_model
 from agelib.training.batches import ordered_batches, train_batches
 from agelib.training.loop import train
 

@@ -19,15 +19,44 @@ import pytest
 import requests
 from conftest import answering, kaggle_layout, serving, write_zip
 
-from agelib import AgelibError, files
+from agelib import AgelibError, disk, files
 from agelib.config import Config
-from agelib.datasets import download, kaggle, transfer
+from agelib.datasets import download, transfer
 from agelib.datasets.download import find_sha256
 from agelib.datasets.tables import DATASETS
+from agelib.datasets.unpack import unpack
 from agelib.files import sha256
 
 GOOD = {"UTKFace/1_0_0_1.jpg": b"one" * 400, "UTKFace/2_0_0_2.jpg": b"two" * 400}
 WIKI = {"wiki_crop/wiki.mat": b"mat" * 400, "wiki_crop/00/1_1981-05-05_2009.jpg": b"jpg" * 400}
+QUOTA = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+# Of what arrives only whole blocks are kept.
+BLOCK = transfer._BLOCK
+NOTHING = [0] * transfer._TRIES
+ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
+KILLED = """
+import os, signal, sys, tarfile
+from pathlib import Path
+from agelib.datasets import unpack
+
+moments = iter(range(int(sys.argv[3])))
+
+def before(function):
+    def killed_in_time(*arguments, **options):
+        if next(moments, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return killed_in_time
+
+tarfile.TarFile.extract = before(tarfile.TarFile.extract)
+Path.rename = before(Path.rename)
+unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+UTKFACE, WIKI_ARCHIVE = DATASETS["utkface"].archive, DATASETS["wiki"].archive
+IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
+NAMES = """UTKFace.tar (1).gz|utkface.tgz|UTKFace.tar|UTKFace.zip|utkface-new.zip|archive.zip|
+archive (2).zip|Archive(1).zip""".replace("\n", "").split("|")
+KAGGLE_UTKFACE = DATASETS["utkface"].archive
 
 
 def write_tar(path, contents, *special):
@@ -285,7 +314,7 @@ def test_a_copy_that_is_cut_off_leaves_nothing_behind(home, config, monkeypatch)
 
 
 def test_no_space_is_noticed_before_the_copy(home, config, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
@@ -351,9 +380,6 @@ def on_kaggle(monkeypatch, tmp_path):
     return asked
 
 
-QUOTA = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
-
-
 @pytest.mark.usefixtures("no_mirror")
 def test_utkface_is_asked_for_with_its_resource_key_and_past_the_question(config, monkeypatch):
     asked = []
@@ -415,7 +441,7 @@ def test_kaggle_is_not_asked_for_what_it_does_not_have(config, on_kaggle):
 
 def test_the_message_names_what_each_place_said_and_every_way_round(home_says, config, monkeypatch):
     home_says(QUOTA, "text/html")
-    monkeypatch.setattr(kaggle, "_API", "http://127.0.0.1:9")
+    monkeypatch.setattr(download, "_KAGGLE", "http://127.0.0.1:9")
     with pytest.raises(AgelibError) as caught:
         download.fetch("utkface", config)
     assert_readable(caught)
@@ -446,14 +472,14 @@ def test_a_disk_that_fills_up_is_no_reason_to_ask_kaggle(home_says, on_kaggle, c
 
 @pytest.mark.usefixtures("offline", "on_kaggle")
 def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(config, monkeypatch):
-    monkeypatch.setattr(kaggle.unpack, "write_tar", full_disk)
+    monkeypatch.setattr(download.unpack, "write_tar", full_disk)
     with pytest.raises(AgelibError, match=r"raw has no space left for UTKFace\.tar\.gz: make room"):
         download.fetch("utkface", config)
 
 
 def test_no_space_is_noticed_before_utkface_is_written(home_says, on_kaggle, config, monkeypatch):
     home_says(bytes(2000))
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("utkface", config)
     assert on_kaggle == []
@@ -606,11 +632,6 @@ def test_what_a_killed_copy_left_goes_away(home, config):
     assert listing(config.raw) == [path.name, f"{path.name}.json"]
 
 
-# Of what arrives only whole blocks are kept.
-BLOCK = transfer._BLOCK
-NOTHING = [0] * transfer._TRIES
-
-
 class Line:
     """A bad line to a web server, which serves a single archive."""
 
@@ -703,9 +724,6 @@ def test_the_message_says_how_far_a_download_got(line, config):
     with pytest.raises(AgelibError, match=r"\(it stopped after 131,072 bytes\)") as caught:
         download.fetch("wiki", config)
     assert_readable(caught)
-
-
-ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
 
 
 @pytest.mark.parametrize("place", [ARCHIVE, SUMS])
@@ -830,7 +848,7 @@ def test_a_wrong_checksum_lets_the_next_try_start_clean(line, config):
 
 
 def test_no_space_is_noticed_before_the_first_byte_is_written(line, config, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("wiki", config)
     assert not (config.raw / "wiki_crop.tar.part").exists()
@@ -882,7 +900,7 @@ def test_extracting_nothing_names_the_notebook(config):
 
 def test_no_space_is_noticed_before_extracting(config, monkeypatch):
     write_tar(config.raw / "wiki_crop.tar", WIKI)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.extract("wiki", config)
     assert not (config.raw / "wiki_crop").exists()
@@ -998,26 +1016,6 @@ def test_a_new_archive_that_is_damaged_leaves_the_old_folder(config):
     assert contents(folder) == GOOD
 
 
-KILLED = """
-import os, signal, sys, tarfile
-from pathlib import Path
-from agelib.datasets import archives
-
-moments = iter(range(int(sys.argv[3])))
-
-def before(function):
-    def killed_in_time(*arguments, **options):
-        if next(moments, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return killed_in_time
-
-tarfile.TarFile.extract = before(tarfile.TarFile.extract)
-Path.rename = before(Path.rename)
-archives.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
 # The archive has four files; then the old folder is moved away, and the new one to its place.
 @pytest.mark.parametrize("moment", [2, 4, 5], ids=["unpacking", "first move", "second move"])
 def test_extracting_is_whole_or_not_at_all_when_killed(config, moment):
@@ -1031,3 +1029,233 @@ def test_extracting_is_whole_or_not_at_all_when_killed(config, moment):
     assert contents(folder) == ({} if moment == 5 else old)
     assert contents(download.extract("utkface", config)) == new
     assert not (config.raw / ".UTKFace").exists()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The two places where an archive may lie."""
+    return [tmp_path / "raw", tmp_path / "drive" / "archives"]
+
+
+@pytest.fixture
+def target(folders):
+    folders[0].mkdir()
+    return folders[0] / UTKFACE.file
+
+
+def write_any(path, images, top="UTKFace"):
+    """Writes an archive of the kind that its name says."""
+    folder = path.parent / "make" / top
+    folder.mkdir(parents=True)
+    for name, content in images.items():
+        (folder / name).write_bytes(content)
+    if path.suffix.lower() == ".zip":
+        write_zip(path, {f"{top}/{name}": content for name, content in images.items()})
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as tar:
+            tar.add(folder, top)
+    shutil.rmtree(path.parent / "make")
+    return path
+
+
+def unpacked(target):
+    folder = target.parent / target.name.split(".")[0]
+    unpack(target, folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(1, UTKFACE.file), *((place, name) for place in (0, 1) for name in NAMES)]
+)
+def test_an_archive_is_found_under_the_names_that_people_have(folders, target, place, name, capsys):
+    folders[place].mkdir(parents=True, exist_ok=True)
+    path = write_any(folders[place] / name, IMAGES)
+    content = path.read_bytes()
+    assert download.take_from_folders(UTKFACE, folders, target, None)
+    assert f"UTKFace.tar.gz comes from {path}." in capsys.readouterr().err.splitlines()
+    assert unpacked(target) == IMAGES
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "utkface.rar", "wiki_crop.tar", "UTKFace", ".zip"])
+def test_other_names_are_left_alone(folders, target, name, capsys):
+    (folders[0] / name).write_bytes(b"other")
+    assert not download.take_from_folders(UTKFACE, folders, target, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_is_no_archive_and_no_folder_no_trouble(folders, target):
+    (folders[0] / "archive.zip").mkdir()
+    assert not download.take_from_folders(UTKFACE, folders, target, None)
+
+
+def test_what_is_to_be_replaced_is_no_source(folders, target):
+    write_any(target, IMAGES)
+    assert not download.take_from_folders(UTKFACE, folders, target, None)
+
+
+def test_an_official_archive_is_copied_byte_by_byte(folders, target):
+    folders[1].mkdir(parents=True)
+    path = write_any(folders[1] / UTKFACE.file, IMAGES)
+    assert download.take_from_folders(UTKFACE, folders, target, None)
+    assert target.read_bytes() == path.read_bytes()
+
+
+def test_an_official_archive_must_have_the_checksum(folders, capsys):
+    folders[0].mkdir()
+    target = folders[0] / WIKI_ARCHIVE.file
+    path = write_any(folders[0] / "wiki_crop (1).tar", IMAGES, "wiki_crop")
+    assert not download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", "0" * 32))
+    assert f"{path} is not used for wiki_crop.tar: it does not have the MD5 000" in (
+        capsys.readouterr().err
+    )
+    assert not target.exists()
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    assert download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", digest))
+    assert target.read_bytes() == path.read_bytes()
+
+
+def test_another_packing_needs_no_checksum(folders):
+    folders[0].mkdir()
+    target = folders[0] / WIKI_ARCHIVE.file
+    write_any(folders[0] / "wiki_crop.zip", IMAGES, "wiki_crop")
+    assert download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", "0" * 32))
+    assert unpacked(target) == IMAGES
+
+
+def test_the_next_one_is_tried_after_one_that_will_not_do(folders, target, capsys):
+    write_zip(folders[0] / "archive.zip", {f"{i}/a": b"" for i in "edcba"})
+    (folders[0] / "UTKFace.zip").write_bytes(b"half a zip")
+    good = write_zip(folders[1] / "utkface-new.zip", kaggle_layout(IMAGES))
+    assert download.take_from_folders(UTKFACE, folders, target, None)
+    assert unpacked(target) == IMAGES
+    said = capsys.readouterr().err.splitlines()
+    for line in (
+        f"{folders[0] / 'UTKFace.zip'} is not used for UTKFace.tar.gz: it is damaged: file could "
+        "not be opened successfully.",
+        f"{folders[0] / 'archive.zip'} is not used for UTKFace.tar.gz: it holds a, b, c and 2 "
+        "more, but no folder UTKFace.",
+        f"UTKFace.tar.gz comes from {good}.",
+    ):
+        assert line in said
+
+
+@pytest.mark.parametrize("top", ["cats", "UTKFace"])
+@pytest.mark.parametrize("name", ["UTKFace.tar.gz", "utkface.tgz", "UTKFace.tar", "archive.zip"])
+def test_what_is_damaged_or_another_thing_leaves_nothing_behind(folders, target, name, top, capsys):
+    folders[1].mkdir(parents=True)
+    images = {"a.jpg": os.urandom(5000), "b.jpg": os.urandom(5000)}
+    path = write_any(folders[1] / name, images, top)
+    if top == "UTKFace":
+        content = bytearray(path.read_bytes())
+        path.write_bytes(content[:2000] + bytes(100) + content[2100:7000])
+    assert not download.take_from_folders(UTKFACE, folders, target, None)
+    assert f"{path} is not used for UTKFace.tar.gz: it " in capsys.readouterr().err
+    assert list(folders[0].iterdir()) == []
+
+
+def test_the_full_disk_is_not_the_archives_fault(folders, target, monkeypatch):
+    write_zip(folders[0] / "archive.zip", kaggle_layout(IMAGES))
+
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download.unpack, "write_tar", fill)
+    with pytest.raises(OSError, match="No space left"):
+        download.take_from_folders(UTKFACE, folders, target, None)
+
+
+@pytest.fixture(autouse=True)
+def kaggle_target(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(transfer, "sleep", lambda _: None)
+    return tmp_path / "raw" / KAGGLE_UTKFACE.file
+
+
+@pytest.fixture
+def kagglehub(monkeypatch, tmp_path):
+    """Installs a kagglehub that does what a test says."""
+
+    def install(dataset_download):
+        module = SimpleNamespace(dataset_download=dataset_download)
+        monkeypatch.setitem(sys.modules, "kagglehub", module)
+
+    return install
+
+
+@pytest.fixture
+def without_kagglehub(monkeypatch, kaggle_target):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    kaggle_target.parent.mkdir()
+
+
+def kaggle_unpacked(kaggle_target):
+    folder = kaggle_target.parent / KAGGLE_UTKFACE.folder
+    unpack(kaggle_target, folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_kagglehub_has_is_packed_as_the_authors_do(kagglehub, kaggle_target, tmp_path):
+    folder = tmp_path / "versions" / "1"
+    for name, content in kaggle_layout(IMAGES).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    asked = []
+    kagglehub(lambda name: asked.append(name) or str(folder))
+    download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+    assert kaggle_unpacked(kaggle_target) == IMAGES
+    assert asked == ["jangedoo/utkface-new"]
+    assert (folder / "UTKFace").is_dir()
+
+
+def test_what_kagglehub_complains_of_is_one_line(kagglehub, kaggle_target):
+    class NotFoundError(Exception):
+        pass
+
+    def complain(_):
+        raise NotFoundError("404 Client Error.\n\nlong advice")
+
+    kagglehub(complain)
+    with pytest.raises(OSError, match=r"^404 Client Error\.$"):
+        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+    assert not kaggle_target.exists()
+
+
+def test_another_layout_is_named(kagglehub, kaggle_target, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "train.csv").touch()
+    kagglehub(lambda _: str(tmp_path / "new"))
+    with pytest.raises(ValueError, match=r"it holds train\.csv, but no folder UTKFace"):
+        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+
+
+def test_space_is_looked_for_before_kagglehub_is_asked(kagglehub, kaggle_target, monkeypatch):
+    def ask(_):
+        raise AssertionError("the network was asked")
+
+    kagglehub(ask)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
+    with pytest.raises(AgelibError, match=r"cache needs 0\.8 GB"):
+        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+
+
+@pytest.mark.usefixtures("without_kagglehub")
+def test_without_kagglehub_the_zip_file_is_downloaded(kaggle_target, tmp_path, monkeypatch):
+    content = write_zip(tmp_path / "any.zip", kaggle_layout(IMAGES)).read_bytes()
+    with serving(answering(content, "application/zip")) as url:
+        monkeypatch.setattr(download, "_KAGGLE", url)
+        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+    assert list(kaggle_target.parent.iterdir()) == [kaggle_target]
+    assert kaggle_unpacked(kaggle_target) == IMAGES
+
+
+@pytest.mark.usefixtures("without_kagglehub")
+@pytest.mark.parametrize("cut", [1, 1000], ids=["end", "more"])
+def test_half_a_zip_file_is_refused(kaggle_target, tmp_path, monkeypatch, cut):
+    content = write_zip(tmp_path / "any.zip", kaggle_layout(IMAGES)).read_bytes()[:-cut]
+    with serving(answering(content, "application/zip")) as url:
+        monkeypatch.setattr(download, "_KAGGLE", url)
+        with pytest.raises(OSError, match="is no zip file, or not all of it"):
+            download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
+    assert list(kaggle_target.parent.iterdir()) == []

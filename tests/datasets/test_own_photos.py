@@ -9,7 +9,7 @@ from PIL import Image
 
 from agelib import AgelibError
 from agelib.datasets.own_photos import copy_own, read_labelled
-from agelib.labels import count_reasons
+from agelib.datasets.tables import count_reasons
 
 HEADER = "path,age,gender\n"
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 from agelib.datasets import sample
 from agelib.datasets.own_photos import read_labelled
-from agelib.datasets.portrait import _portrait
-from agelib.datasets.tables import DATASETS
+from agelib.datasets.sample import _portrait, draw_portrait
+from agelib.datasets.tables import DATASETS, count_reasons, read_imdb_wiki, read_utkface
 from agelib.files import sha256
-from agelib.labels import count_reasons, read_imdb_wiki, read_utkface
 
 
 @pytest.fixture
@@ -178,3 +177,22 @@ def test_own_photos_that_are_there_stay_as_they_are(tmp_path):
     labels.write_text("mine")
     sample.make_own(tmp_path)
     assert labels.read_text() == "mine"
+
+
+def test_age_and_gender_can_be_seen():
+    def draw(age, gender):
+        return draw_portrait(age, gender, np.random.default_rng(3)).astype(float)
+
+    def colour(image):
+        return np.ptp(image, axis=2).mean()
+
+    assert colour(draw(80, 1)) < 0.5 * colour(draw(30, 1))
+    assert np.abs(draw(30, 0) - draw(30, 1)).mean() > 2
+    assert np.abs(draw(5, 1) - draw(30, 1)).mean() > 2
+
+
+def test_a_portrait_depends_on_the_generator_alone(rng):
+    first = draw_portrait(30, 1, np.random.default_rng(0))
+    assert np.array_equal(first, draw_portrait(30, 1, rng))
+    assert not np.array_equal(first, draw_portrait(30, 1, rng))
+    assert (first.dtype, first.shape) == (np.uint8, (200, 200, 3))

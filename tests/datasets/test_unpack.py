@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import kaggle_layout, write_zip
 
-from agelib import AgelibError, files
+from agelib import AgelibError, disk
 from agelib.datasets import unpack as repack
-from agelib.datasets.archives import unpack, verify
-from agelib.datasets.tables import DATASETS
-from agelib.labels import read_utkface
+from agelib.datasets.archives import verify
+from agelib.datasets.tables import DATASETS, read_utkface
+from agelib.datasets.unpack import unpack
 
 UTKFACE = DATASETS["utkface"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
@@ -182,7 +182,7 @@ def test_a_zip_file_with_a_password_is_refused(tmp_path, target):
 
 def test_no_space_is_noticed_before_packing(tmp_path, target, monkeypatch):
     source = write_zip(tmp_path / "a.zip", kaggle_layout(IMAGES))
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
     with pytest.raises(AgelibError, match="are free: make room"):
         repack.pack(source, UTKFACE, target)
     assert list(target.parent.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 
 from agelib import AgelibError
 from agelib.config import Config
-from agelib.drive import sync
+from agelib.drive import mounting
 
 
 class MessageError(Exception):
@@ -35,7 +35,7 @@ def failing(*errors):
 
 def refusal(config):
     with pytest.raises(AgelibError) as caught:
-        sync.mount(config)
+        mounting.mount(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,9 +44,9 @@ def refusal(config):
 
 
 def test_off_colab_mounting_makes_a_folder(config):
-    assert sync.mount(config) == config.drive == config.data / "drive"
+    assert mounting.mount(config) == config.drive == config.data / "drive"
     assert config.drive.is_dir()
-    assert sync.flush() is None
+    assert mounting.flush() is None
 
 
 def test_agelib_drive_that_is_a_file_is_named(config, tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_agelib_drive_that_is_a_file_is_named(config, tmp_path, monkeypatch):
 
 
 def test_on_colab_google_drive_is_mounted(colab, config):
-    assert sync.mount(config) == config.drive
+    assert mounting.mount(config) == config.drive
     assert config.drive.is_dir()
     assert colab.calls == [("mount", {})]
 
@@ -108,7 +108,7 @@ def test_what_colab_says_becomes_what_to_do(colab, config, error, reason, advice
     assert advice in said
     assert not config.drive.exists()
     colab.drive.mount = works
-    sync.mount(config)
+    mounting.mount(config)
     assert config.drive.is_dir()
 
 
@@ -161,7 +161,7 @@ def test_a_dead_connection_is_mounted_again_once(colab, config, monkeypatch, whe
         monkeypatch.setattr(
             type(config.drive), "mkdir", lambda path, *a, **o: (fail(), made(path, *a, **o))
         )
-    sync.mount(config)
+    mounting.mount(config)
     assert colab.calls == [("mount", {}), ("mount", {"force_remount": True})]
     assert config.drive.is_dir()
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_made_says_why(colab, config, number, advice):
 
 
 def test_on_colab_flushing_waits_for_google_drive(colab):
-    sync.flush()
+    mounting.flush()
     assert colab.calls == [("flush",)]
 
 
@@ -208,7 +208,7 @@ def test_on_colab_flushing_waits_for_google_drive(colab):
 def test_a_flush_that_fails_says_what_to_do(colab, error):
     colab.drive.flush_and_unmount = failing(error)
     with pytest.raises(AgelibError, match="does not confirm that everything has arrived") as e:
-        sync.flush()
+        mounting.flush()
     assert "leave this notebook open, wait a few minutes and run this cell again" in str(e.value)
     assert "\n" not in str(e.value)
-    sync.flush()
+    mounting.flush()

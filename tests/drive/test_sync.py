@@ -13,11 +13,52 @@ from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError, disk, files
+from agelib import AgelibError, disk
 from agelib.drive import sync
+from agelib.drive.sync import Backup, push_finished
 from agelib.files import sha256
 
 CONTENTS = {"a.npy": b"first", "b.npy": b"second", "figures/ä b.png": b"third"}
+# Kills itself at a chosen moment: between two blocks of a copy, or around what makes it last.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from agelib.drive import sync
+from agelib import files
+
+moments = iter(range(int(sys.argv[1])))
+
+def moment():
+    if next(moments, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def copyfile(source, target):
+    with open(source, "rb") as whole, open(target, "wb", buffering=0) as copy:
+        while block := whole.read(100):
+            moment()
+            copy.write(block)
+
+def around(function):
+    def surrounded(*arguments):
+        moment()
+        function(*arguments)
+        moment()
+    return surrounded
+
+sync.shutil.copyfile = copyfile
+files.os.fsync, files.os.replace = around(files.os.fsync), around(files.os.replace)
+getattr(sync, sys.argv[2])(Path(sys.argv[3]), Path(sys.argv[4]))
+print(int(sys.argv[1]) - len(list(moments)))
+"""
+FSYNC = os.fsync
+OLDER = {"a.npy": b"older", "b.npy": b"second", "parts/1.json": b"{}"}
+NEWER = OLDER | CONTENTS
+ADVICE = {
+    errno.EIO: "Google limits how much",
+    errno.ENOSPC: "MB are free: make room",
+    errno.EDQUOT: "MB are free: make room",
+    errno.ENOTCONN: r"drive.mount(config) again",
+}
 
 
 @pytest.fixture
@@ -248,39 +289,6 @@ def test_a_push_goes_on_where_it_was_cut_off(local, remote, monkeypatch):
     assert contents(remote) == CONTENTS
 
 
-# Kills itself at a chosen moment: between two blocks of a copy, or around what makes it last.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from agelib.drive import sync
-from agelib import files
-
-moments = iter(range(int(sys.argv[1])))
-
-def moment():
-    if next(moments, None) is None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def copyfile(source, target):
-    with open(source, "rb") as whole, open(target, "wb", buffering=0) as copy:
-        while block := whole.read(100):
-            moment()
-            copy.write(block)
-
-def around(function):
-    def surrounded(*arguments):
-        moment()
-        function(*arguments)
-        moment()
-    return surrounded
-
-sync.shutil.copyfile = copyfile
-files.os.fsync, files.os.replace = around(files.os.fsync), around(files.os.replace)
-getattr(sync, sys.argv[2])(Path(sys.argv[3]), Path(sys.argv[4]))
-print(int(sys.argv[1]) - len(list(moments)))
-"""
-
-
 def run_killed(moment, action, source, target):
     command = [sys.executable, "-c", KILLED, str(moment), action, source, target]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -346,21 +354,21 @@ def test_a_pull_that_is_cut_off_leaves_no_half_file(pushed, fresh, monkeypatch):
 
 
 def test_no_space_on_drive_is_noticed_before_copying(local, remote, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     monkeypatch.setattr(shutil, "copyfile", no_copying)
     with pytest.raises(AgelibError, match="are free: make room"):
         sync.push(local, remote)
 
 
 def test_no_space_here_is_noticed_before_copying(pushed, fresh, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     monkeypatch.setattr(shutil, "copyfile", no_copying)
     with pytest.raises(AgelibError, match="are free: make room"):
         sync.pull(pushed, fresh)
 
 
 def test_a_full_drive_does_not_matter_when_all_is_there(local, pushed, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert sync.push(local, pushed) == []
 
 
@@ -511,11 +519,6 @@ class FaultyDrive:
         return said, self.count
 
 
-FSYNC = os.fsync
-OLDER = {"a.npy": b"older", "b.npy": b"second", "parts/1.json": b"{}"}
-NEWER = OLDER | CONTENTS
-
-
 def fill(folder, content):
     for name, data in content.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -528,12 +531,6 @@ ACTIONS = {
     "pull": lambda local, remote, fresh: sync.pull(remote, fresh),
     "holds": lambda local, remote, fresh: sync.holds(remote),
     "remove": lambda local, remote, fresh: sync.remove(remote, "parts"),
-}
-ADVICE = {
-    errno.EIO: "Google limits how much",
-    errno.ENOSPC: "MB are free: make room",
-    errno.EDQUOT: "MB are free: make room",
-    errno.ENOTCONN: r"drive.mount(config) again",
 }
 
 
@@ -687,3 +684,108 @@ def test_off_colab_the_advice_is_not_about_google(local, remote, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(AgelibError, match="see whether the disk or its connection is at fault"):
         sync.push(local, remote)
+
+
+@pytest.fixture
+def work(tmp_path):
+    folder = tmp_path / "local"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def trouble(monkeypatch):
+    """Lets pushes fail while it says so."""
+    push, state = sync.push, {"now": True}
+
+    def failing(*arguments, **options):
+        if state["now"]:
+            raise AgelibError("Drive is full: make room.")
+        return push(*arguments, **options)
+
+    monkeypatch.setattr(sync, "push", failing)
+    return state
+
+
+def names(remote):
+    return sorted(path.name for path in remote.iterdir() if path.name != "SHA256SUMS")
+
+
+def test_a_backup_pushes_all_or_some(work, remote):
+    Backup(work, remote).push([work / "b"])
+    assert names(remote) == ["b"]
+    Backup(work, remote).push()
+    assert names(remote) == ["a", "b", "c"]
+
+
+def test_trouble_is_told_once_and_stops_nothing(work, remote, trouble, capsys):
+    backup = Backup(work, remote)
+    for name in "abc":
+        backup.push([work / name])
+    said = capsys.readouterr().err
+    assert said == (
+        "agelib: not on Drive yet: Drive is full: make room. No need to stop: work goes on, "
+        f"{work} keeps everything, and Drive is tried again each time; this is said only once.\n"
+    )
+
+
+def test_what_is_owed_goes_with_the_next(work, remote, trouble):
+    backup = Backup(work, remote)
+    backup.push([work / "a"])
+    backup.push([work / "b"])
+    trouble["now"] = False
+    backup.push([work / "c"])
+    assert names(remote) == ["a", "b", "c"]
+
+
+def test_what_was_owed_is_paid_once(work, remote, trouble):
+    backup = Backup(work, remote)
+    backup.push([work / "a"])
+    trouble["now"] = False
+    backup.push([work / "b"])
+    (remote / "a").unlink()
+    backup.push([work / "c"])
+    assert names(remote) == ["b", "c"]
+
+
+def test_a_folder_as_a_whole_needs_no_list_of_debts(work, remote, trouble):
+    backup = Backup(work, remote)
+    backup.push()
+    trouble["now"] = False
+    backup.push()
+    assert names(remote) == ["a", "b", "c"]
+
+
+def test_an_interruption_is_one(work, remote, monkeypatch):
+    def interrupt(*_, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync, "push", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Backup(work, remote).push()
+
+
+def test_what_is_finished_is_pushed(work, remote):
+    assert push_finished(work / "a", work, remote) == ["a", "b", "c"]
+    (remote / "a").write_text("x")
+    assert push_finished(work / "a", work, remote) == []
+    assert push_finished(work / "a", work, remote, verify=True) == ["a"]
+
+
+@pytest.mark.usefixtures("trouble")
+def test_what_is_finished_but_not_on_drive_is_named(work, remote):
+    with pytest.raises(AgelibError) as caught:
+        push_finished(work / "a", work, remote)
+    assert str(caught.value) == (
+        f"{work / 'a'} is finished, but lies on this machine alone: run this again to push it. "
+        "The reason: Drive is full: make room."
+    )
+
+
+@pytest.mark.usefixtures("trouble", "colab")
+def test_on_colab_what_is_finished_can_still_be_saved(work, remote):
+    with pytest.raises(AgelibError, match="Colab wipes when it closes: run this cell again") as e:
+        push_finished(work / "a", work, remote)
+    assert "or download it from the Files pane" in str(e.value)

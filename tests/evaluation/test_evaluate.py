@@ -18,7 +18,7 @@ from agelib.evaluation.evaluate import evaluate_folder, evaluate_run
 from agelib.faces.cleaning import clean_table
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
 from agelib.files import write_json
-from agelib.model.network import save_model
+from agelib.model.saved import save_model
 
 REQUIRED = {
     "n",

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from conftest import sure, truth
 
-from agelib.evaluation.breakdown import breakdown
-from agelib.evaluation.scores import metrics
+from agelib.evaluation.scores import breakdown, metrics
 from agelib.evaluation.tables import (
     compare_table,
     estimates_table,

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from agelib.datasets.portrait import draw_portrait
+from agelib.datasets.sample import draw_portrait
 from agelib.faces import detector as detecting
-from agelib.faces.detector import MIN_CONFIDENCE, PORTRAIT_CANVAS, FaceDetector
+from agelib.faces.crop import PORTRAIT_CANVAS
+from agelib.faces.detector import MIN_CONFIDENCE, FaceDetector
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 KEYPOINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from agelib import AgelibError
-from agelib.datasets.portrait import draw_portrait
+from agelib.datasets.sample import draw_portrait
+from agelib.datasets.tables import person_hash
 from agelib.faces import shards
 from agelib.files import write_json
-from agelib.labels import RACES, person_hash
+from agelib.labels import RACES
 
 SIZE = 64
 

@@ -1,26 +1,33 @@
-import json
-import zipfile
+import math
+from urllib.error import URLError
 
+import cv2
 import numpy as np
 import pytest
 from conftest import equal_weights
 
 from agelib import AgelibError
-from agelib.backend import keras
+from agelib.backend import keras, tf
 from agelib.labels import AGE_BRANCHES
 from agelib.model.network import (
-    PRETRAINED,
+    build_backbone,
     build_model,
     freeze_backbone,
-    load_model,
-    save_model,
     scale_logits,
     unfreeze_backbone,
 )
-from agelib.release import deflate
+from agelib.model.saved import save_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
 HEADS = {"age": 85, "age_branch": 5, "gender": 2}
+
+
+REPEATS = (1, 2, 2, 3, 3, 4, 1)
+
+
+DEPTHS = {"EfficientNetB0": 1, "EfficientNetB4": 1.8}
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +39,6 @@ def model():
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(2).integers(0, 256, (5, 64, 64, 3), np.uint8)
-
-
-@pytest.fixture
-def tiny():
-    """Quick to save and to load."""
-    inputs = keras.Input((8,), name="image")
-    return keras.Model(inputs, {"age": keras.layers.Dense(3, name="age")(inputs)})
-
-
-@pytest.fixture
-def saved(tiny, tmp_path):
-    save_model(tiny, tmp_path / "model.keras", {"crop": {"crop_size": 64}})
-    return tmp_path / "model.keras"
 
 
 def part_of(model, layer):
@@ -168,121 +162,163 @@ def test_a_missing_weights_file_is_named(tmp_path, file):
         build_model("EfficientNetB0", 32, str(tmp_path / file))
 
 
-# The file
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fail)
+    # Weights that were downloaded once would be found there.
+    monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
 
 
-def test_the_note_comes_back_as_it_was(tiny, tmp_path):
-    note = {"crop": {"margin": 0.3}, "history": [{"epoch": 1, "loss": 0.1 + 0.2}], "text": "é"}
-    save_model(tiny, tmp_path / "model.keras", note)
-    loaded, found = load_model(tmp_path / "model.keras")
-    assert found == note
-    assert equal_weights(loaded, tiny)
+def eager(model, images):
+    """Runs a large network once, which takes less time than to compile it."""
+    return np.asarray(model(images.astype(np.float32), training=False))
 
 
-def settings_of(path):
-    """Returns the names of all settings in a model's file."""
-
-    def walk(config):
-        if isinstance(config, list):
-            return {name for each in config for name in walk(each)}
-        if isinstance(config, dict):
-            return set(config).union(*map(walk, config.values()))
-        return set()
-
-    with zipfile.ZipFile(path) as archive:
-        return walk(json.loads(archive.read("config.json")))
+# Drop-connect
 
 
-@pytest.mark.parametrize("shipped", [True, False])
-def test_keras_of_colab_knows_every_setting_in_the_file(shipped, tmp_path):
-    # Keras 3.13 raises TypeError for those that 3.14 and 3.15 brought.
-    path = PRETRAINED
-    if not shipped:
-        path = tmp_path / "model.keras"
-        inputs = keras.Input((8, 8, 3))
-        x = keras.layers.BatchNormalization()(inputs)
-        x = keras.layers.Conv2D(2, 3, kernel_initializer=keras.initializers.HeNormal())(x)
-        save_model(keras.Model(inputs, x), path, {})
-    later = {"input_axes", "output_axes", "renorm", "renorm_clipping", "renorm_momentum"}
-    assert not settings_of(path) & later
+@pytest.mark.parametrize("name", DEPTHS)
+def test_drop_connect_rises_evenly_to_the_papers_rate(name):
+    repeats = [math.ceil(DEPTHS[name] * count) for count in REPEATS]
+    places = [
+        f"block{stage + 1}{'abcdefghijklm'[i]}_drop"
+        for stage, count in enumerate(repeats)
+        for i in range(count)
+    ]
+    backbone = build_backbone(name, 32)
+    rates = {layer.name: layer.rate for layer in backbone.layers if layer.name.endswith("_drop")}
+    # Only blocks that keep size and channels have a way around them.
+    assert set(rates) == {place for place in places if place[6] != "a"}
+    for place, rate in rates.items():
+        assert rate == pytest.approx(0.2 * places.index(place) / len(places), abs=1e-6)
+    assert max(rates.values()) == pytest.approx(
+        {"EfficientNetB0": 0.2 * 14 / 16, "EfficientNetB4": 0.2 * 31 / 32}[name]
+    )
 
 
-def test_a_later_setting_that_matters_stays(tmp_path):
-    inputs = keras.Input((8, 8, 3))
-    config = keras.layers.BatchNormalization().get_config()
-    if "renorm" not in config:
-        pytest.skip("this Keras has no renorm")
-    layer = keras.layers.BatchNormalization.from_config(config | {"renorm": True})
-    save_model(keras.Model(inputs, layer(inputs)), tmp_path / "model.keras", {})
-    assert "renorm" in settings_of(tmp_path / "model.keras")
-    assert load_model(tmp_path / "model.keras")[0].layers[1].renorm
+def test_drop_connect_drops_whole_paths():
+    backbone = build_backbone("EfficientNetB0", 32)
+    layer = backbone.get_layer("block6d_drop")
+    outputs = np.asarray(layer(np.ones((400, 1, 1, 7), np.float32), training=True))
+    assert set(np.unique(outputs.min(axis=(1, 2, 3)) == 0)) == {True, False}
+    assert (outputs.min(axis=(1, 2, 3)) == outputs.max(axis=(1, 2, 3))).all()
+    assert (outputs == 0).mean() == pytest.approx(layer.rate, abs=0.08)
 
 
-def test_a_model_is_replaced_as_a_whole(tiny, saved):
-    tiny.set_weights([np.full_like(weights, 7) for weights in tiny.get_weights()])
-    save_model(tiny, saved, {"second": True})
-    loaded, note = load_model(saved)
-    assert note == {"second": True}
-    assert equal_weights(loaded, tiny)
-    assert [path.name for path in saved.parent.iterdir()] == ["model.keras"]
+# Weights of keras.applications
 
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tiny, saved, error, monkeypatch):
-    before = saved.read_bytes()
-
-    def cut_short(path, *arguments, **options):
-        path.write_bytes(b"half a model")
-        raise error
-
-    monkeypatch.setattr(tiny, "save", cut_short)
-    with pytest.raises(type(error)):
-        save_model(tiny, saved, {})
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["model.keras"]
-
-
-def test_a_missing_model_is_asked_for(tmp_path):
-    with pytest.raises(AgelibError, match=r"model\.keras is missing: run the train step"):
-        load_model(tmp_path / "model.keras")
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_a_model_cut_short_is_refused(saved, share):
-    content = saved.read_bytes()
-    saved.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(AgelibError, match="is no model of agelib's"):
-        load_model(saved)
+def like_imagenet(name, size, images):
+    """Returns a `keras.applications` network with weights of which each one counts."""
+    rng = np.random.default_rng(3)
+    network = getattr(keras.applications, name)(
+        include_top=False, weights=None, input_shape=(size, size, 3)
+    )
+    norms = []
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.load_own_variables({"0": MEAN, "1": STD**2, "2": 0})
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0
+            norms.append(layer)
+    # One step takes over these images' own statistics, which keeps the signal alive at any depth.
+    network(images, training=True)
+    for norm in norms:
+        gamma, beta, mean, variance = norm.get_weights()
+        gamma, beta = rng.uniform(0.8, 1.2, gamma.shape), rng.normal(0, 0.1, beta.shape)
+        # No channel is so faint that it makes rounding errors loud.
+        norm.set_weights([gamma, beta, mean, np.maximum(variance, variance.mean())])
+    return network
 
 
-@pytest.mark.parametrize("member", ["config.json", "metadata.json", "model.weights.h5"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_model_with_a_damaged_part_is_refused(saved, tmp_path, member, packed):
-    if packed:
-        deflate(saved, tmp_path / "packed.keras")
-        saved = tmp_path / "packed.keras"
-    with zipfile.ZipFile(saved) as archive:
-        start = archive.getinfo(member).header_offset + 30 + len(member)
-        size = archive.getinfo(member).compress_size
-    content = bytearray(saved.read_bytes())
-    for i in range(start + size // 3, start + size // 2):
-        content[i] ^= 0xFF
-    saved.write_bytes(content)
-    with pytest.raises(AgelibError, match="is no model of agelib's"):
-        load_model(saved)
+def network_of(name, *marks):
+    return pytest.param(name, marks=marks, id=name[-2:])
 
 
-def test_other_files_are_refused(tiny, tmp_path):
-    (tmp_path / "text.keras").write_text("not a model")
-    tiny.save(tmp_path / "foreign.keras")
-    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
-        archive.writestr("agelib.json", "{}")
-    for name in ("text", "foreign", "zip"):
-        with pytest.raises(AgelibError, match=f"{name}.keras is no model of agelib's"):
-            load_model(tmp_path / f"{name}.keras")
+@pytest.mark.parametrize(
+    "name",
+    [
+        network_of("EfficientNetB0"),
+        *(network_of(f"EfficientNetB{i}", pytest.mark.slow) for i in range(1, 8)),
+    ],
+)
+def test_imagenet_weights_give_the_features_of_keras_applications(name, monkeypatch):
+    size = 64 if name < "EfficientNetB5" else 32
+    coarse = np.random.default_rng(4).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = np.stack([cv2.resize(image, (size, size)) for image in coarse])
+    original, asked = like_imagenet(name, size, images.astype(np.float32)), []
+
+    def stand_in(include_top, weights, input_shape):
+        asked.append((include_top, weights, input_shape))
+        return original
+
+    monkeypatch.setattr(keras.applications, name, stand_in)
+    model = build_model(name, size, "imagenet", augment=False)
+    assert asked == [(False, "imagenet", (size, size, 3))]
+    features = keras.Model(model.input, model.get_layer("pooling").input)
+    expected = eager(original, images)
+    found = eager(features, images)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * scale)
+    # What a mistake as small as swapped colours does to them.
+    swapped = eager(features, images[..., ::-1])
+    assert np.abs(swapped - expected).max() > 0.01 * scale
 
 
-def test_a_package_without_its_model_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("agelib.model.network.PRETRAINED", tmp_path / "model.keras")
-    with pytest.raises(AgelibError, match=r"model\.keras is missing: name another model"):
-        load_model(tmp_path / "model.keras")
+# Where weights come from
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("weights", ["imagenet", "noisy-student"])
+def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
+    with pytest.raises(AgelibError) as caught:
+        build_model("EfficientNetB0", 32, weights)
+    message = str(caught.value)
+    assert message.startswith(f"{weights} weights for EfficientNetB0 cannot be had")
+    assert "--weights none" in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_trouble_without_weights_is_not_blamed_on_them(monkeypatch):
+    monkeypatch.setattr(keras.models, "clone_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_backbone("EfficientNetB0", 32)
+
+
+def test_a_misspelt_kind_of_weights_is_one_sentence():
+    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 cannot be had"):
+        build_model("EfficientNetB0", 32, "imagnet")
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path, monkeypatch):
+    keras.utils.set_random_seed(5)
+    other = build_backbone("EfficientNetB0", 32)
+    path = tmp_path / "efficientnet-b0_noisy-student_notop.h5"
+    other.save(path)
+    assert equal_weights(build_backbone("EfficientNetB0", 64, str(path)), other)
+    asked = []
+
+    def get_file(name, origin, **options):
+        asked.append((name, origin))
+        return str(path)
+
+    monkeypatch.setattr(tf.keras.utils, "get_file", get_file)
+    assert equal_weights(build_backbone("EfficientNetB0", 32, "noisy-student"), other)
+    [(name, origin)] = asked
+    assert name == path.name
+    assert origin.startswith("https://github.com/qubvel/efficientnet/releases/download/v0.0.1/")
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+def test_h5_weights_of_another_backbone_are_refused(tmp_path):
+    path = tmp_path / "b0.h5"
+    build_backbone("EfficientNetB0", 32).save(path)
+    with pytest.raises(AgelibError, match="weights for EfficientNetB1 cannot be had"):
+        build_backbone("EfficientNetB1", 32, str(path))

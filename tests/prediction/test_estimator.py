@@ -8,11 +8,11 @@ from PIL import Image
 from skimage import data
 
 from agelib import AgelibError
-from agelib.faces.images import Face, crop_face
+from agelib.faces.crop import Face, crop_face
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES
 from agelib.model.inference import inference_graph, probabilities
-from agelib.model.network import save_model
+from agelib.model.saved import save_model
 from agelib.prediction import estimator as predict
 from agelib.prediction.estimator import PHOTO_CANVAS, Estimator
 from agelib.prediction.photos import Photo, read_photos

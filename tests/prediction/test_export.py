@@ -12,15 +12,14 @@ from agelib.__main__ import _parser
 from agelib.backend import keras, tf
 from agelib.config import Config
 from agelib.datasets import download, tables
-from agelib.datasets.portrait import draw_portrait
+from agelib.datasets.sample import draw_portrait
 from agelib.evaluation.scores import metrics
 from agelib.faces import cleaning
 from agelib.faces.images import resize
 from agelib.faces.shards import FaceSet
 from agelib.model.inference import estimate
-from agelib.model.network import PRETRAINED, load_model, save_model
-from agelib.prediction.export import export, faces_to_check, readable
-from agelib.prediction.formats import FORMATS
+from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.prediction.export import FORMATS, export, faces_to_check, readable
 
 CROP = {"crop_size": 64, "margin": 0.0, "align": False}
 BUILT_IN = ("saved_model", "tflite", "int8")

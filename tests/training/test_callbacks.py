@@ -3,10 +3,11 @@ import pandas as pd
 import pytest
 
 from agelib.backend import keras
-from agelib.drive import sync
-from agelib.model.network import build_model, load_model
+from agelib.config import checkpoint_path
+from agelib.model.network import build_model
+from agelib.model.saved import load_model
 from agelib.training import callbacks
-from agelib.training.callbacks import Checkpoint, Progress, Reseed, checkpoint_path
+from agelib.training.callbacks import Checkpoint, Progress, Reseed
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def model(tiny_networks):
 def checkpoint(model, tmp_path):
     """Makes a callback, and remembers the histories that the caller is told."""
 
-    def make(history=(), remote=None):
+    def make(history=()):
         told = []
-        callback = Checkpoint(tmp_path / "run", list(history), {"a": 1}, remote, told.append)
+        callback = Checkpoint(tmp_path / "run", list(history), {"a": 1}, told.append)
         callback.set_model(model)
         return callback, told
 
@@ -127,23 +128,6 @@ def test_a_checkpoint_is_whole_or_absent(checkpoint, model, tmp_path, monkeypatc
         callback.on_epoch_end(epoch, {"loss": 1.0})
     assert (path.read_bytes() if path.exists() else None) == before
     assert len(told) == epoch
-
-
-def test_every_epoch_is_on_drive_before_the_caller_is_told(model, tmp_path):
-    folder, remote = tmp_path / "run", tmp_path / "drive" / "run"
-    epochs_on_drive = []
-
-    def look(history):
-        sync.pull(remote, tmp_path / "fetched")
-        _, note = load_model(checkpoint_path(tmp_path / "fetched"))
-        epochs_on_drive.append((len(history), len(note["history"])))
-
-    callback = Checkpoint(folder, [], {}, remote, look)
-    callback.set_model(model)
-    for epoch in range(3):
-        callback.on_epoch_end(epoch, {"loss": 1.0})
-    assert epochs_on_drive == [(1, 1), (2, 2), (3, 3)]
-    assert (tmp_path / "fetched" / "history.csv").exists()
 
 
 # Progress

@@ -20,17 +20,16 @@ from conftest import build_tiny_model
 
 from agelib import AgelibError
 from agelib.backend import keras, tf
+from agelib.config import checkpoint_path
 from agelib.datasets import tables
+from agelib.datasets.tables import split_by_person
 from agelib.drive import sync
 from agelib.faces import cleaning
 from agelib.faces.shards import FaceSet, fingerprint
-from agelib.labels import split_by_person
-from agelib.model.backbone import build_backbone
-from agelib.model.calibration import fit_temperature
-from agelib.model.inference import estimate_views
-from agelib.model.network import load_model, save_model
+from agelib.model.inference import estimate_views, fit_temperature
+from agelib.model.network import build_backbone
+from agelib.model.saved import load_model, save_model
 from agelib.training import callbacks, loop
-from agelib.training.callbacks import checkpoint_path
 from agelib.training.recipe import learning_rates
 
 EPOCHS = 3
@@ -201,7 +200,7 @@ def test_the_temperatures_are_those_of_the_validation_faces(finished):
 
 
 def test_a_batch_larger_than_the_set_is_cut_to_it(config):
-    history = loop.train(dataclasses.replace(config, batch_size=1000, epochs=1), None, silent)
+    history = loop.train(dataclasses.replace(config, batch_size=1000, epochs=1), silent)
     assert len(history) == 1
     model, _ = load_model(checkpoint_path(config.run_folder))
     assert int(model.optimizer.iterations) == 1
@@ -379,10 +378,12 @@ from agelib.backend import tf
 [cpu] = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from conftest import build_tiny_model
+from agelib.model import network
+from agelib.model import hardware
 from agelib.training import loop
 from agelib.config import Config
-loop.build_model = build_tiny_model
-loop.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+network.build_model = build_tiny_model
+hardware.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = Config.from_profile("sample", data=Path(sys.argv[1]), epochs=3, run="tiny",
     batch_size=33, learning_rate=0.002)
 def stop(history):
@@ -471,9 +472,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from conftest import build_tiny_model
 from agelib.training import callbacks
+from agelib.model import network
 from agelib.training import loop
 from agelib.config import Config
-loop.build_model = build_tiny_model
+network.build_model = build_tiny_model
 replace, calls = os.replace, []
 def killed_before_the_second_checkpoint_gets_its_name(source, target):
     calls.append(Path(target).name)
@@ -522,15 +524,27 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in finished.run_folder.rglob("*")} == before
 
 
+def train_onto(remote, config, on_epoch=silent):
+    """Trains as `agelib.steps.train` does, with this folder for the run's place on Drive."""
+    backup = sync.Backup(config.run_folder, remote)
+
+    def push_and_tell(history):
+        backup.push()
+        on_epoch(history)
+
+    loop.train(config, push_and_tell)
+    sync.push_finished(config.run_folder / "model.keras", config.run_folder, remote)
+
+
 def test_each_finished_epoch_is_on_drive_and_another_machine_goes_on_from_there(
     config, uninterrupted, tmp_path
 ):
     remote = tmp_path / "drive" / "tiny"
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, remote, on_call(2, silent))
+        train_onto(remote, config, on_call(2, silent))
     shutil.rmtree(config.run_folder)
     sync.pull(remote, config.run_folder)
-    loop.train(config, remote, silent)
+    train_onto(remote, config)
     assert_same_result(config, uninterrupted)
     shutil.rmtree(config.run_folder)
     sync.pull(remote, config.run_folder)
@@ -558,7 +572,7 @@ def test_epochs_that_cannot_reach_drive_do_not_stop_training(
     remote = tmp_path / "drive" / "tiny"
     lame_drive.update({3, 4})
     on_drive = []
-    loop.train(config, remote, lambda _: on_drive.append(remote.exists()))
+    train_onto(remote, config, lambda _: on_drive.append(remote.exists()))
     assert on_drive == [False, False, True]
     assert capsys.readouterr().err.count("Drive is out of order. No need to stop") == 1
     shutil.rmtree(config.run_folder)
@@ -568,7 +582,7 @@ def test_epochs_that_cannot_reach_drive_do_not_stop_training(
 
 def test_both_phases_tell_of_trouble_once(heads_first, tmp_path, lame_drive, capsys):
     lame_drive.add(4)
-    loop.train(heads_first, tmp_path / "drive" / "tiny", silent)
+    train_onto(tmp_path / "drive" / "tiny", heads_first)
     assert capsys.readouterr().err.count("No need to stop") == 1
 
 
@@ -577,7 +591,7 @@ def test_a_model_that_cannot_reach_drive_is_named_and_kept(
 ):
     path = config.run_folder / "model.keras"
     with pytest.raises(AgelibError, match="is finished, but lies on this machine alone") as caught:
-        loop.train(config, tmp_path / "drive" / "tiny", silent)
+        train_onto(tmp_path / "drive" / "tiny", config)
     assert str(caught.value).startswith(str(path))
     assert_same_result(config, uninterrupted)
     assert lame_drive == set()

@@ -1,0 +1,102 @@
+"""A model and what it says about itself, in one .keras file.
+
+A finished model is made of Keras' own layers only, so that `keras.models.load_model` reads it
+anywhere, without this package.
+"""
+
+import json
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from agelib import AgelibError, first_line
+from agelib.backend import keras, keras_settings
+from agelib.files import atomic, remove_partials
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.keras"
+_NOTE = "agelib.json"
+# What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
+# one does not know; UserWarning: see `load_model`.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
+)
+
+# Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
+# versions, Colab's 3.13 among them, read no file that names them.
+_LATER_SETTINGS = {
+    "input_axes": None,
+    "output_axes": None,
+    "renorm": False,
+    "renorm_clipping": None,
+    "renorm_momentum": 0.99,
+}
+
+
+def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
+    """Writes a model, whole or not at all, with a note inside the file.
+
+    Args:
+        model: Any Keras model.
+        path: A .keras file: a zip, to which the note is added as `agelib.json`.
+        note: JSON content, such as the crop settings that prediction must use.
+    """
+    remove_partials(path)
+    # Keras insists on the ending .keras, which a partial file does not have. Always the same name,
+    # so that whatever a killed process left there goes away.
+    whole = path.with_name(f".whole.{path.name}")
+    with atomic(path) as partial:
+        try:
+            model.save(whole)
+            _add_note(whole, partial, note)
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _add_note(whole: Path, noted: Path, note: dict[str, Any]) -> None:
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(noted, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                content = json.dumps(_without_later_settings(json.loads(content)))
+            target.writestr(name, content)
+        target.writestr(_NOTE, json.dumps(note, indent=1))
+
+
+def _without_later_settings(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_without_later_settings(each) for each in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: _without_later_settings(value)
+        for name, value in config.items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
+
+
+def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Reads a model and its note.
+
+    Raises:
+        AgelibError: If the file is missing, damaged, or no model of this package.
+    """
+    if not Path(path).exists():
+        advice = (
+            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
+        )
+        raise AgelibError(f"{path} is missing: {advice}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            note = json.loads(archive.read(_NOTE))
+        with warnings.catch_warnings(), keras_settings():
+            # Without the optimizer's state, training would go on as if it had just begun.
+            warnings.filterwarnings("error", "Skipping variable loading")
+            custom = {"RandomAffine": RandomAffine}  # in checkpoints
+            return keras.models.load_model(path, custom), note
+    except _UNREADABLE as error:
+        raise AgelibError(
+            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
+            f"({first_line(error)}): name a model.keras, or delete it and train again."
+        ) from error

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from agelib.faces.crop import MIN_FACE, Face, choose_face, crop_face
+from agelib.faces.images import Rejected
+
+
+def face_at(x, y, size, confidence=0.9):
+    half = size / 2
+    return Face((x - half, y - half, x + half, y + half), confidence, np.zeros((5, 2)))
+
+
+def reason_of(call, *arguments):
+    with pytest.raises(Rejected) as caught:
+        call(*arguments)
+    return caught.value.reason
+
+
+# Choosing
+
+
+def test_the_most_central_face_wins_over_a_more_confident_one():
+    central, corner = face_at(100, 100, 60, 0.85), face_at(30, 30, 60, 0.999)
+    assert choose_face([corner, central], (200, 200, 3)) is central
+
+
+def test_the_centre_is_that_of_a_wide_image():
+    central, other = face_at(150, 50, 40), face_at(50, 50, 40)
+    assert choose_face([other, central], (100, 300, 3)) is central
+
+
+def test_two_alike_side_by_side_are_ambiguous():
+    pair = [face_at(60, 100, 50), face_at(140, 100, 50)]
+    assert reason_of(choose_face, pair, (200, 200, 3)) == "ambiguous"
+
+
+def test_a_larger_face_nearly_as_central_is_ambiguous():
+    pair = [face_at(100, 100, 40), face_at(120, 110, 90)]
+    assert reason_of(choose_face, pair, (200, 200, 3)) == "ambiguous"
+
+
+def test_a_small_face_in_the_background_is_no_rival():
+    chosen = face_at(95, 100, 80)
+    assert choose_face([face_at(125, 70, 40), chosen], (200, 200, 3)) is chosen
+
+
+def test_an_equal_face_far_from_the_centre_is_no_rival():
+    chosen = face_at(100, 100, 50)
+    assert choose_face([chosen, face_at(170, 100, 50)], (200, 200, 3)) is chosen
+
+
+@pytest.mark.parametrize(("size", "fits"), [(MIN_FACE, True), (MIN_FACE - 0.5, False)])
+def test_a_face_below_twenty_pixels_is_too_small(size, fits):
+    face = face_at(50, 50, size)
+    if fits:
+        assert choose_face([face], (100, 100, 3)) is face
+    else:
+        assert reason_of(choose_face, [face], (100, 100, 3)) == "small_face"
+
+
+def test_no_face_is_a_reason():
+    assert reason_of(choose_face, [], (100, 100, 3)) == "no_face"
+
+
+# Cropping
+
+
+@pytest.mark.parametrize(
+    ("margin", "rows", "columns"),
+    [
+        (0, slice(30, 60), slice(35, 65)),
+        (0.3, slice(21, 69), slice(26, 74)),
+        (0.5, slice(15, 75), slice(20, 80)),
+    ],
+)
+def test_the_box_is_made_square_and_widened_by_the_margin_on_each_side(rng, margin, rows, columns):
+    image = rng.integers(0, 255, (100, 120, 3), np.uint8)
+    tall = Face((40, 30, 60, 60), 1.0, np.zeros((5, 2)))
+    expected = image[rows, columns]
+    assert (crop_face(image, tall, len(expected), margin) == expected).all()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (100, 0), (0, 80), (100, 80)])
+def test_beyond_the_image_its_border_is_repeated(rng, corner):
+    image = rng.integers(0, 255, (80, 100, 3), np.uint8)
+    padded = np.pad(image, ((50, 50), (50, 50), (0, 0)), mode="edge")
+    x, y = corner
+    expected = padded[y + 30 : y + 70, x + 30 : x + 70]
+    assert (crop_face(image, face_at(x, y, 20), 40, 0.5) == expected).all()
+
+
+@pytest.mark.parametrize("crop_size", [16, 64, 224])
+@pytest.mark.parametrize("size", [3.3, 47.9, 400.0])
+def test_a_crop_has_the_size_asked_for(rng, crop_size, size):
+    image = rng.integers(0, 255, (80, 100, 3), np.uint8)
+    crop = crop_face(image, face_at(50.4, 40.6, size), crop_size, 0.3)
+    assert crop.shape == (crop_size, crop_size, 3)
+    assert crop.dtype == np.uint8
+
+
+def test_shrinking_averages_and_does_not_alias():
+    stripes = np.zeros((200, 200, 3), np.uint8)
+    stripes[:, ::2] = 255
+    crop = crop_face(stripes, face_at(100, 100, 160), 40, 0)
+    assert np.abs(crop.astype(int) - 127).max() <= 1
