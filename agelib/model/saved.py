@@ -14,6 +14,8 @@ from typing import Any
 from agelib import AgelibError, first_line
 from agelib.backend import keras, keras_settings
 from agelib.files import atomic, remove_partials
+from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
+from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.keras"
 _NOTE = "agelib.json"
@@ -22,6 +24,15 @@ _NOTE = "agelib.json"
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
 )
+
+# A finished model is read without them, a checkpoint is not.
+_OF_CHECKPOINTS = {
+    each.__name__: each
+    for each in (
+        *(RandomAffine, RandomLight, RandomResolution),
+        *(AgeLoss, GenderLoss, YearsOff, BranchAccuracy),
+    )
+}
 
 # Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
 # versions, Colab's 3.13 among them, read no file that names them.
@@ -93,8 +104,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         with warnings.catch_warnings(), keras_settings():
             # Without the optimizer's state, training would go on as if it had just begun.
             warnings.filterwarnings("error", "Skipping variable loading")
-            custom = {"RandomAffine": RandomAffine}  # in checkpoints
-            return keras.models.load_model(path, custom), note
+            return keras.models.load_model(path, _OF_CHECKPOINTS), note
     except _UNREADABLE as error:
         raise AgelibError(
             f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
