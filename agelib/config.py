@@ -36,6 +36,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "own": _OWN,
 }
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
+PRETRAINED_BACKBONE = "EfficientNetB0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 
@@ -156,7 +157,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Fills in what depends on other fields and refuses what cannot work.
+        """Refuses what cannot work.
 
         Raises:
             AgelibError: If a value is out of range or unknown.
@@ -169,25 +170,27 @@ class Config:
             sources = getattr(self, name)
             sources = (sources,) if isinstance(sources, str) else dict.fromkeys(sources)
             object.__setattr__(self, name, tuple(sources))
-        if self.image_size is None:
-            object.__setattr__(self, "image_size", self.crop_size)
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
-        if self.head_epochs is None:
-            # A .keras file has heads that know what to do.
-            alone = 3 if self.new_heads else 0
-            object.__setattr__(self, "head_epochs", min(alone, self.epochs - 1))
-        if self.learning_rate is None:
-            # The rate's part of the rule in Malladi et al., "On the SDEs and Scaling Rules for
-            # Adaptive Gradient Algorithms", NeurIPS 2022. Impossible batches are refused below.
-            scale = (max(2, self.batch_size) / 32) ** 0.5
-            rate = scale * (5e-4 if self.weights else 3e-3)
-            object.__setattr__(self, "learning_rate", rate)
-        if self.drop_connect_rate is None:
-            # Few epochs from scratch learn too little, not too much.
-            object.__setattr__(self, "drop_connect_rate", 0.2 if self.weights else 0.0)
         for fits, name, wanted in self._checks():
             if not fits:
                 raise AgelibError(f"{name} is {getattr(self, name)!r}, but must be {wanted}.")
+
+    @property
+    def resolved(self) -> "Config":
+        """The same settings, with those filled in that follow from others where none is given."""
+        # The rate's part of the rule in Malladi et al., "On the SDEs and Scaling Rules for
+        # Adaptive Gradient Algorithms", NeurIPS 2022.
+        rate = (self.batch_size / 32) ** 0.5 * (5e-4 if self.weights else 3e-3)
+        derived = {
+            "image_size": self.crop_size,
+            # A .keras file has heads that know what to do.
+            "head_epochs": min(3 if self.new_heads else 0, self.epochs - 1),
+            "learning_rate": rate,
+            # Few epochs from scratch learn too little, not too much.
+            "drop_connect_rate": 0.2 if self.weights else 0.0,
+        }
+        missing = {name: value for name, value in derived.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing) if missing else self
 
     def _checks(self) -> list[tuple[bool, str, str]]:
         """Returns whether each field can work, its name, and what it must be."""
@@ -204,24 +207,32 @@ class Config:
                 f"none, {', '.join(WEIGHTS)}, or the path of a .keras, .h5 or .npz file",
             ),
             (
-                self.weights != "agelib" or self.backbone == "EfficientNetB0",
+                self.weights != "agelib" or self.backbone == PRETRAINED_BACKBONE,
                 "backbone",
-                "EfficientNetB0, as the model that comes along is one, or choose other weights",
+                f"{PRETRAINED_BACKBONE}, as the pretrained model is one, or choose other weights",
             ),
-            (16 <= self.crop_size <= 600, "crop_size", "from 16 to 600 pixels"),
-            (32 <= self.image_size <= 600, "image_size", "from 32 to 600 pixels"),
+            (32 <= self.crop_size <= 600, "crop_size", "from 32 to 600 pixels"),
+            (32 <= (self.image_size or 32) <= 600, "image_size", "from 32 to 600 pixels"),
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
             (0 < self.val_fraction <= 0.5, "val_fraction", "above 0 and up to 0.5"),
             (self.epochs >= 1, "epochs", "1 or more"),
-            (0 <= self.head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
+            (
+                0 <= (self.head_epochs or 0) < self.epochs,
+                "head_epochs",
+                "from 0 to less than epochs",
+            ),
             (
                 self.new_heads or not self.head_epochs,
                 "head_epochs",
                 "0 without ImageNet's kind of weights",
             ),
             (self.batch_size >= 2, "batch_size", "2 or more"),
-            (self.learning_rate > 0, "learning_rate", "above 0"),
-            (0 <= self.drop_connect_rate < 1, "drop_connect_rate", "from 0 to less than 1"),
+            (self.learning_rate is None or self.learning_rate > 0, "learning_rate", "above 0"),
+            (
+                0 <= (self.drop_connect_rate or 0) < 1,
+                "drop_connect_rate",
+                "from 0 to less than 1",
+            ),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
             (_are_names((self.run,)), "run", "a plain name without slashes"),
@@ -312,7 +323,8 @@ class Config:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td><code>{f.name}</code></td><td>{escape(str(getattr(self, f.name)))}</td>"
+            f"<tr><td><code>{f.name}</code></td>"
+            f"<td>{escape(str(getattr(self.resolved, f.name)))}</td>"
             f"<td style='text-align:left'>{escape(f.metadata['help'])}</td></tr>"
             for f in dataclasses.fields(self)
             if f.repr

@@ -56,7 +56,7 @@ def training_hours(config: Config, faces: int, gpu: bool) -> float:
         Hours.
     """
     work, native = _NATIVE[config.backbone]
-    rate = (_GPU if gpu else _CPU) / (work * (config.image_size / native) ** 2)
+    rate = (_GPU if gpu else _CPU) / (work * (config.resolved.image_size / native) ** 2)
     return faces * config.epochs / min(rate, _READ) / 3600
 
 

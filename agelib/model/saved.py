@@ -14,6 +14,7 @@ from typing import Any
 from agelib import AgelibError, first_line
 from agelib.backend import keras, keras_settings
 from agelib.files import atomic, remove_partials
+from agelib.labels import AGE_BRANCHES
 from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
 from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
 
@@ -89,6 +90,24 @@ def _without_later_settings(config: Any) -> Any:
 
 def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Reads a model and its note.
+
+    Raises:
+        AgelibError: If the file is missing, damaged, no model of this package, or made for other
+            age branches.
+    """
+    model, note = read_model(path)
+    here = [list(branch) for branch in AGE_BRANCHES]
+    if note.get("age_branches", here) != here:
+        raise AgelibError(
+            f"{path} was made for the age branches {note['age_branches']}, but agelib.labels has "
+            f"{here}: change them there, or train a model for them (--weights {path} starts from "
+            "this one)."
+        )
+    return model, note
+
+
+def read_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Reads a model and its note, whichever age branches it was made for.
 
     Raises:
         AgelibError: If the file is missing, damaged, or no model of this package.

@@ -69,31 +69,36 @@ class Schedule(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows a bar from the first epoch to the last on standard error, with the time left."""
+    """Shows a bar from the first epoch to the last on standard error, with the time left.
+
+    Args:
+        epochs: Of the whole run.
+        steps: Of an epoch.
+        done: Epochs that are behind.
+    """
 
     def __init__(self, epochs: int, steps: int, done: int = 0):
         super().__init__()
-        self._epochs, self._steps, self._done = epochs, steps, done
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Opens the bar where training begins or goes on."""
         device = tf.config.list_logical_devices()[-1].device_type  # what is quicker comes later
+        self._epochs = epochs
         self._bar = tqdm(
-            total=self._epochs * self._steps,
-            initial=self._done * self._steps,
+            total=epochs * steps,
+            initial=done * steps,
             desc=f"train on {device}",
             unit=" steps",
         )
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Moves the bar."""
+        """Moves the bar; the first step is compiled, and says nothing of the others' time."""
         self._bar.update(1)
+        if self._bar.n == self._bar.initial + 1:
+            self._bar.unpause()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Shows the epoch's loss."""
         self._bar.set_postfix_str(f"epoch {epoch + 1}/{self._epochs}, loss {logs['loss']:.3f}")
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def close(self) -> None:
         """Closes the bar."""
         self._bar.close()
 

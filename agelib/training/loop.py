@@ -16,7 +16,7 @@ from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
 from agelib.files import read_json, write_json
-from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
 from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
 from agelib.model.saved import load_model, save_model
@@ -39,6 +39,8 @@ from agelib.training.recipe import (
     set_losses,
 )
 
+_NOT_TRAINED_WITH = ("profile", "run", "test_sources")
+
 
 @keras_settings()
 def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
         AgelibError: If there is nothing to learn from, the run was begun with other settings, the
             memory is too small, or the loss is no longer a number.
     """
-    folder = config.run_folder
+    config, folder = config.resolved, config.run_folder
     made_of = config.to_dict() | {"faces": _fingerprints(config)}
     _check_settings(config, made_of)
     done = folder / "model.keras"
@@ -89,8 +91,8 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
     finished = _best_model(model, config)
     note |= {"temperatures": calibrate(finished, faces["val"])}
     save_model(finished, done, note)
-    environment = note["environment"] | {"seconds": round(note["seconds"])}
-    write_json(folder / "config.json", made_of | {"environment": environment})
+    made_in = note["environment"] | {"seconds": round(note["seconds"])}
+    write_json(folder / "config.json", made_of | {"environment": made_in})
     return read_history(folder)
 
 
@@ -122,6 +124,7 @@ def _fit(
     weights = sampling_weights(faces["train"])
     validation = ordered_batches(faces["val"], even_share(min(batch_size, len(faces["val"]))), size)
     _make_variables(model, validation)
+    progress = Progress(config.epochs, steps, done)
     try:
         model.fit(
             train_batches(faces["train"], weights, batch_size, size, config.seed, done),
@@ -137,7 +140,7 @@ def _fit(
                 *averaging(model),
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.TensorBoard(config.logs, write_graph=False),
-                Progress(config.epochs, steps, done),
+                progress,
                 checkpoint,
             ],
         )
@@ -146,6 +149,8 @@ def _fit(
             f"There is too little memory to train on {batch_size} faces at a time: use a smaller "
             "--batch-size and another --run name."
         ) from error
+    finally:
+        progress.close()
 
 
 def _make_variables(model: keras.Model, batches: tf.data.Dataset) -> None:
@@ -182,8 +187,9 @@ def _check_settings(config: Config, made_of: dict[str, Any]) -> None:
         return
     noted = read_json(path)
     for name, value in made_of.items():
-        if noted.get(name) != value:
-            differs = f"has {name} {noted.get(name)}, but {value} is asked for"
+        # A run that an earlier agelib began notes fewer settings.
+        if name in noted and name not in _NOT_TRAINED_WITH and noted[name] != value:
+            differs = f"has {name} {noted[name]}, but {value} is asked for"
             if name == "faces":
                 differs = f"was trained on other faces than those in {config.faces}"
             copies = (path.parent, config.drive / "runs" / config.run)
@@ -270,4 +276,5 @@ def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
         "config": config.to_dict(),
         "faces": {split: len(found) for split, found in faces.items()},
         "environment": environment(),
+        "age_branches": [list(branch) for branch in AGE_BRANCHES],
     }

@@ -100,7 +100,9 @@ def main() -> None:
     faces["test"] = FaceSet([config.faces / config.test_sources[0]], "test")
     train(config)
     ours, _ = load_model(config.run_folder / "model.keras")
-    theirs = train_reference(faces["train"], faces["val"], config.image_size, config.epochs)
+    theirs = train_reference(
+        faces["train"], faces["val"], config.resolved.image_size, config.epochs
+    )
     columns = {}
     for split in ("val", "test"):
         columns[f"{split}, reference"] = scores(plain(theirs, faces[split]), faces[split])

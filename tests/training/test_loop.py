@@ -734,6 +734,6 @@ def test_a_missing_history_is_asked_for(tmp_path):
 
 
 def test_each_step_has_its_own_rate(config, monkeypatch):
-    used, rates = rates_used(monkeypatch), learning_rates(config.learning_rate, EPOCHS * 8)
+    used, rates = rates_used(monkeypatch), learning_rates(config.resolved.learning_rate, EPOCHS * 8)
     loop.train(config, on_epoch=silent)
     assert used == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
