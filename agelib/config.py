@@ -16,6 +16,7 @@ _PAPER: dict[str, Any] = {
     "backbone": "EfficientNetB4",
     "weights": "imagenet",
     "crop_size": 160,
+    "keep_near_duplicates": False,
     "epochs": 35,
     "batch_size": 64,
     "workers": cpu_count(),
@@ -26,6 +27,7 @@ _OWN: dict[str, Any] = {
     "train_sources": ("own",),
     "test_sources": ("own",),
     "weights": "agelib",
+    "keep_near_duplicates": False,
     "workers": cpu_count(),
 }
 
@@ -125,6 +127,11 @@ class Config:
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
     margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
     align: bool = _setting(False, "turn each face so that its eyes are level")
+    keep_near_duplicates: bool = _setting(
+        True,
+        "train on faces that nearly equal a held-out one too; only for the sample, which is drawn "
+        "from one portrait",
+    )
     val_fraction: float = _setting(
         0.15, "share of the persons kept for validation, and for test if that is trained on too"
     )

@@ -222,6 +222,8 @@ def _without_duplicates(
     train: FaceSet, val: FaceSet, config: Config
 ) -> tuple[FaceSet, dict[str, int]]:
     """Leaves out train faces that nearly equal a held-out one, and counts them by data set."""
+    if config.keep_near_duplicates:
+        return train, {}
     tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
     duplicate = duplicates_of_held_out(train, val, *tests)
     counts = np.bincount(train.source[duplicate], minlength=len(train.sources)).tolist()
