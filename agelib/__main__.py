@@ -99,7 +99,9 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
     )
     evaluate, predict, export = (commands[name] for name in ("evaluate", "predict", "export"))
-    evaluate.add_argument("--images", type=Path, help="a folder of images named as in UTKFace")
+    evaluate.add_argument(
+        "--images", type=Path, help="a folder of images with a labels.csv, or named as in UTKFace"
+    )
     evaluate.add_argument(
         "--against", nargs="+", metavar="RUN", help="runs to set beside this one, on the same faces"
     )

@@ -59,13 +59,6 @@ def _train(config: Config, options: dict[str, Any]) -> None:
 def _evaluate(config: Config, options: dict[str, Any]) -> None:
     from agelib import steps
     from agelib.evaluation.evaluate import evaluate_folder
-    from agelib.evaluation.tables import (
-        groups_table,
-        name_worst,
-        recall_table,
-        results_table,
-        sureness_table,
-    )
     from agelib.model.saved import load_model
 
     if options["against"] and (options["images"] or options["model"]):
@@ -75,7 +68,9 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
         model, note = load_model(path)
         config = dataclasses.replace(config, **note["crop"], image_size=None)
         if not options["images"]:
-            raise AgelibError("--model needs --images, a folder of images named as in UTKFace.")
+            raise AgelibError(
+                "--model needs --images, a folder with a labels.csv or UTKFace's names."
+            )
         report = evaluate_folder(options["images"], model, path, config)
     elif options["against"]:
         table = steps.compare(config, [config.run, *options["against"]])
@@ -86,14 +81,28 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
     if options["json"]:
         print(json.dumps(report, indent=1))
         return
-    tables = (results_table, sureness_table, recall_table, groups_table)
-    print(*(table(report).to_string() for table in tables), name_worst(report), sep="\n\n")
+    _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from agelib.evaluation.tables import (
+        groups_table,
+        name_worst,
+        recall_table,
+        results_table,
+        sureness_table,
+    )
+
+    print(*(table(report).to_string() for table in (results_table, sureness_table)), sep="\n\n")
+    for name, scores in report.get("tests", {report["dataset"]: report}).items():
+        tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
+        print(f"\ntested on {name}:", *tables, name_worst(scores), sep="\n\n")
+        rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
+        print(f"left out of {name}: {rejected or 'nothing'}")
     print(
         "\nin brackets: 95 % interval; balanced: the mean over the classes, each counting alike; "
         "estimates are means over a face and its mirror image"
     )
-    rejected = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
-    print(f"left out of {report['dataset']}: {rejected or 'nothing'}")
 
 
 def _model_path(config: Config, options: dict[str, Any]) -> Path:

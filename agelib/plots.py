@@ -237,13 +237,13 @@ def tidy(axis: Axes) -> None:
 
 
 def confusion(report: dict[str, Any]) -> Figure:
-    """Shows both confusion matrices as shares of the true class, with counts."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axis, (head, names, title) in zip(
-        figure.subplots(1, 2, width_ratios=(5, 3)),
-        (("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")),
-        strict=True,
-    ):
+    """Shows each head's confusion matrix as shares of the true class, with counts."""
+    heads = [("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")]
+    heads = [head for head in heads if f"{head[0]}_confusion" in report]
+    widths = [1 + len(names) for _, names, _ in heads]
+    figure = Figure(figsize=(1.1 * sum(widths), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(heads), width_ratios=widths, squeeze=False)[0]
+    for axis, (head, names, title) in zip(axes, heads, strict=True):
         counts = np.array(report[f"{head}_confusion"])
         shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -273,8 +273,9 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     by_age, within = figure.subplots(1, 2, width_ratios=(3, 2))
-    off = estimates["said_age"] - estimates["age"]
-    middle = (estimates["age"] - MIN_AGE) // _AGE_STEP * _AGE_STEP + MIN_AGE + _AGE_STEP // 2
+    off = estimates["years_off"]
+    middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
+    middle = (middle - MIN_AGE) // _AGE_STEP * _AGE_STEP + MIN_AGE + _AGE_STEP // 2
     by_age.bar(*_means(off.abs(), middle), width=0.8 * _AGE_STEP, color=COLOURS[0], alpha=0.5)
     by_age.plot(*_means(off, middle), color=COLOURS[1], marker=".")
     by_age.axhline(0, color="0.4", linewidth=0.8)
@@ -302,14 +303,16 @@ def _means(values: pd.Series, groups: pd.Series) -> tuple[pd.Index, pd.Series]:
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
-    """Shows how often the model is right when it is so and so sure, for both heads.
+    """Shows how often the model is right when it is so and so sure, for each head.
 
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
     """
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    heads = (("branch", "age_branch", "age branch"), ("gender", "gender", "gender"))
-    for axis, (said, true, title) in zip(figure.subplots(1, 2), heads, strict=True):
+    heads = [("branch", "age_branch", "age branch"), ("gender", "gender", "gender")]
+    heads = [head for head in heads if head[1] in estimates]
+    figure = Figure(figsize=(4 * len(heads), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(heads), squeeze=False)[0]
+    for axis, (said, true, title) in zip(axes, heads, strict=True):
         confidence = estimates[f"{said}_confidence"].to_numpy()
         right = (estimates[f"said_{said}"] == estimates[true]).to_numpy()
         steps = reliability(confidence, right)
@@ -332,9 +335,9 @@ def groups(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 0.9 + 0.26 * len(rows)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))
-    for axis, (head, title) in zip(
-        axes, (("age_branch", "age branch"), ("gender", "gender")), strict=True
-    ):
+    heads = [("age_branch", "age branch"), ("age_range", "age range"), ("gender", "gender")]
+    heads = [head for head in heads if f"{head[0]}_accuracy" in report]
+    for axis, (head, title) in zip(axes, (heads[0], heads[-1]), strict=True):
         key = f"{head}_accuracy"
         scores = [row[key] for row in rows]
         ends = np.array([row["intervals"][key] or (row[key],) * 2 for row in rows])

@@ -163,12 +163,14 @@ def trained(sample_faces, tmp_path_factory):
     return config
 
 
-def truth(ages, genders):
+def truth(ages, genders, age_high=None):
     """Returns the labels of so many faces, each of a person of its own."""
     ages = np.array(ages)
+    highest = ages if age_high is None else np.array(age_high)
     return SimpleNamespace(
         age=ages,
-        age_branch=age_branch(ages),
+        age_high=highest,
+        age_branch=age_branch((ages + highest) // 2),
         gender=np.array(genders),
         race=np.arange(len(ages)) % 5,
         races=RACES,

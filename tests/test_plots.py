@@ -12,6 +12,7 @@ from PIL import Image
 
 from agelib import plots
 from agelib.evaluation.scores import score_faces
+from agelib.evaluation.tables import estimates_table
 from agelib.faces.crop import Face
 from agelib.labels import BRANCH_NAMES, age_branch
 from agelib.prediction.estimator import Estimate
@@ -242,6 +243,7 @@ def estimates(ages=(5, 20, 30, 60), said=(8, 25, 26, 60)):
         {
             "age": ages,
             "said_age": said,
+            "years_off": np.subtract(said, ages),
             "age_branch": "24-39",
             "said_branch": np.where(right, "24-39", "40-55"),
             "branch_confidence": 0.6,
@@ -252,7 +254,17 @@ def estimates(ages=(5, 20, 30, 60), said=(8, 25, 26, 60)):
     )
 
 
+def of_ranges():
+    true = truth([3, 10], [0, 1], [9, 39])
+    true.paths = ["a.jpg", "b.jpg"]
+    return true, sure([5, 50], [0, 1])
+
+
 SCORE_FIGURES = {
+    "confusion of ranges": lambda: plots.confusion(score_faces(*of_ranges())),
+    "groups of ranges": lambda: plots.groups(score_faces(*of_ranges())),
+    "age errors of ranges": lambda: plots.age_errors(estimates_table(*of_ranges())),
+    "reliability of ranges": lambda: plots.reliability_diagram(estimates_table(*of_ranges())),
     "confusion": lambda: plots.confusion(report()),
     "age errors": lambda: plots.age_errors(estimates()),
     "age errors of one face": lambda: plots.age_errors(estimates([85], [1])),
@@ -313,3 +325,11 @@ def test_a_class_that_does_not_occur_leaves_its_row_empty():
     branches = plots.confusion(report()).axes[0]
     row = [text.get_text() for text in branches.texts if text.get_position()[1] == 3]
     assert row == ["0%\n0"] * 5
+
+
+def test_ranges_show_the_share_of_estimates_inside_and_years_to_the_nearer_end():
+    ages, genders = plots.groups(score_faces(*of_ranges())).axes
+    assert (ages.get_title(), genders.get_title()) == ("age range", "gender")
+    by_age, _ = plots.age_errors(estimates_table(*of_ranges())).axes
+    x, y = by_age.lines[0].get_data()
+    assert (list(x), list(y)) == ([8, 23], [0, 11])

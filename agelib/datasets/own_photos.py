@@ -3,6 +3,7 @@
 import io
 import os
 import posixpath
+import re
 import shutil
 import unicodedata
 import warnings
@@ -15,7 +16,7 @@ from agelib import AgelibError, first_line
 from agelib.datasets.archives import LABELS, note_of
 from agelib.disk import explained, patient, reading
 from agelib.files import IMAGE_SUFFIXES
-from agelib.labels import MAX_AGE, MIN_AGE
+from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
 
 _NEEDED = ("path", "age", "gender")
 _OPTIONAL = ("person", "race", "split")
@@ -25,6 +26,13 @@ _SPLITS = {
     "test": "test",
     **dict.fromkeys(("val", "valid", "validation"), "val"),
 }
+_MOST_RACES = 100
+_SEPARATORS = ",;\t|"
+# 3-9, 60+, more than 70
+_RANGE = (
+    r"^(?:more than|over|>=?|≥)?\s*(?P<low>\d{1,3})\s*"
+    r"(?:(?:-|–|—|to)\s*(?P<high>\d{1,3})|\+|and over|or older)?$"
+)
 _GENDER_WORDS = {
     **dict.fromkeys(("0", "0.0", "m", "male", "man", "boy"), 0),
     **dict.fromkeys(("1", "1.0", "f", "female", "woman", "girl"), 1),
@@ -34,36 +42,40 @@ _GENDER_WORDS = {
 def read_labelled(folder: Path) -> pd.DataFrame:
     """Reads the labels of a folder of images from its `labels.csv`.
 
-    The file needs the columns `path` or `file` (relative to the folder), `age` (years) and
-    `gender` (0 or male, 1 or female, and the like); with commas, semicolons or tabs between them. A
-    column `person` says which images show the same person, so that all of them get into one split;
-    without it every image counts as a person. `race` may name groups to score one by one, and
-    `split` the set's official train, val and test images.
+    The file needs the columns `path` or `file` (relative to the folder), `age` (years, or a range
+    of them: 3-9, 60+, more than 70) and `gender` (0 or male, 1 or female, and the like); with
+    commas, semicolons or tabs between them. A column `person` says which images show the same
+    person, so that all of them get into one split; without it every image counts as a person.
+    `race` may name groups to score one by one, and `split` the set's official train, val and test
+    images.
 
     Args:
         folder: With the images, at any depth, and `labels.csv`.
 
     Returns:
-        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; `race` is the
-        file's own word for it, `split` "train", "val", "test" or "" where the file names none.
-        `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
-        "gender", or "unlabelled" (an image that the file does not name).
+        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; `age` and
+        `age_high` are the ends of a range, as far as it lies in 1 to 85; `race` is the file's own
+        word for it, `split` "train", "val", "test" or "" where the file names none. `reject` may be
+        "outside" (of the folder), "missing", "duplicate" (named before), "age", "gender", or
+        "unlabelled" (an image that the file does not name).
 
     Raises:
-        AgelibError: If the folder or the file is missing, or no table with those columns.
+        AgelibError: If the folder or the file is missing, or no table with those columns, or it
+            leaves doubt about who is male.
     """
     folder = Path(folder)
     labels = _read_labels(folder / LABELS)
     images = _images_in(folder)
     paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).map(_composed)
-    age = np.floor(pd.to_numeric(labels["age"].str.replace(",", "."), errors="coerce"))
-    gender = labels["gender"].str.casefold().map(_GENDER_WORDS)
+    age, age_high = _read_ages(labels["age"])
+    gender = _read_genders(labels["gender"], folder / LABELS)
     person = labels["person"].str.casefold().str.split().str.join(" ")
     table = pd.DataFrame(
         {
             # As the disk spells it, or as the file does where the disk has no such image.
             "path": [images.get(path, path) for path in paths],
-            "age": age.where(age.abs() < 1000).astype("Int64"),
+            "age": age.astype("Int64"),
+            "age_high": age_high.astype("Int64"),
             "gender": gender.astype("Int8"),
             "person": person.where(person != "", paths),
             "race": labels["race"].where(labels["race"] != ""),
@@ -72,10 +84,10 @@ def read_labelled(folder: Path) -> pd.DataFrame:
     )
     table["reject"] = np.select(
         [
-            paths.str.startswith(("../", "/")),
+            paths.str.match(r"\.\./|/|[A-Za-z]:"),
             [path not in images and not _is_file(folder / path) for path in paths],
             paths.duplicated(),
-            ~age.between(MIN_AGE, MAX_AGE),
+            ~((age >= MIN_AGE) & (age <= age_high) & (age_high <= MAX_AGE)),
             gender.isna(),
         ],
         ["outside", "missing", "duplicate", "age", "gender"],
@@ -90,6 +102,38 @@ def _with_unlabelled(table: pd.DataFrame, images: list[str]) -> pd.DataFrame:
     rest = pd.DataFrame({"path": images, "person": images, "split": "", "reject": "unlabelled"})
     rest = rest.reindex(columns=table.columns).astype(table.dtypes)
     return pd.concat([table, rest], ignore_index=True)
+
+
+def _read_ages(words: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Returns the lowest and the highest year that each text says, NaN where it says no age.
+
+    Of a range what lies in 1 to 85 counts; one without an end goes to 85.
+    """
+    # In brackets a comma is none of a decimal number: Adience has (25, 32).
+    text = words.str.casefold().str.replace(r"^([(\[].*),(.*[)\]])$", r"\1-\2", regex=True)
+    text = text.str.strip(" ()[]")
+    years = np.floor(pd.to_numeric(text.str.replace(",", "."), errors="coerce"))
+    years = years.where(years.abs() < 1000)
+    ends = text.str.extract(_RANGE).astype(float)
+    high = ends["high"].fillna(MAX_AGE).clip(upper=MAX_AGE).where(ends["low"].notna())
+    return years.fillna(ends["low"].clip(lower=MIN_AGE)), years.fillna(high)
+
+
+def _read_genders(words: pd.Series, path: Path) -> pd.Series:
+    """Returns 0 or 1, NaN where a text says neither; the column tells what its texts mean.
+
+    With a word for one gender only, the other gender may be any of those that are unknown: "m" and
+    "w", or "m" for mujer. Beside 2, 1 is not ours.
+    """
+    codes = words.str.casefold().map(_GENDER_WORDS)
+    unknown = words[codes.isna() & (words != "")]
+    if unknown.isin(["2", "2.0"]).any() or (len(unknown) and codes.nunique() < len(GENDERS)):
+        found = ", ".join(map(repr, words[words != ""].value_counts().index[:5]))
+        raise AgelibError(
+            f"{path} has {found} in its column gender, which leaves doubt about who is male: write "
+            "male or female in each row, and nothing where nobody knows."
+        )
+    return codes
 
 
 def _official_splits(words: pd.Series, path: Path) -> pd.Series:
@@ -192,7 +236,21 @@ def _read_labels(path: Path) -> pd.DataFrame:
     labels = labels[labels["path"] != ""].reset_index(drop=True)
     if labels.empty:
         raise AgelibError(f"{path} names no image: add a row for each.")
+    if labels["race"].nunique() > _MOST_RACES:
+        raise AgelibError(
+            f"{path} has {labels['race'].nunique():,} different words in its column race: name "
+            f"{_MOST_RACES} groups at most, or leave the column out."
+        )
     return labels
+
+
+def _separator(header: str) -> str:
+    """Returns what separates the columns: the names that are needed tell, or else how many."""
+    for separator in _SEPARATORS:
+        names = {name.strip(' "\r').casefold() for name in header.split(separator)}
+        if {"age", "gender"} <= names:
+            return separator
+    return max(_SEPARATORS, key=header.count)
 
 
 def _parse(path: Path) -> pd.DataFrame:
@@ -204,9 +262,10 @@ def _parse(path: Path) -> pd.DataFrame:
             )
         content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")  # Excel writes a mark at the start
-        header = text.split("\n")[0]
-        separator = max(",;\t|", key=header.count)
+        # Excel writes a mark at the start, and wants to be told the separator.
+        text = content.decode("utf-8-sig").lstrip(" \r\n")
+        text = re.sub(r"\A\"?sep=.\"?\s*\n", "", text, flags=re.IGNORECASE).lstrip(" \r\n")
+        separator = _separator(text.split("\n")[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of separators at the ends of the rows
             return pd.read_csv(

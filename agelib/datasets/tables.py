@@ -41,6 +41,15 @@ _COLUMNS = (
 )
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
+# What to write in labels.csv instead, by the reason for which most images are of no use.
+_MENDING = {
+    "outside": f"write paths relative to the folder into its {LABELS}",
+    "missing": f"write the images' names into its {LABELS} as the folder has them, with endings",
+    "age": f"write ages in years, or ranges such as 30-39, into its {LABELS}",
+    "gender": f"write male or female for each into its {LABELS}",
+    "unlabelled": f"name them in its {LABELS}",
+}
+
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 
 # A name, a date of birth and a photo's year from the web: some faces are of another person.
@@ -210,13 +219,16 @@ def kept_by_group(table: pd.DataFrame, rejected: Iterable[str]) -> pd.DataFrame:
         rejected: Paths of the images that cleaning left out, or of all that were.
 
     Returns:
-        For each branch and gender the images that passed the metadata rules (`usable`), those of
-        them that were not rejected since (`kept`), and their `share`.
+        For each branch (of a range that of its middle year) and gender the images that passed the
+        metadata rules (`usable`), those of them that were not rejected since (`kept`), and their
+        `share`.
     """
     usable = table[table["reject"] == ""]
     kept = ~usable["path"].isin(set(rejected))
+    age_high = usable.get("age_high", usable["age"])
+    middle = ((usable["age"] + age_high) // 2).to_numpy(int)
     groups = [
-        pd.Categorical.from_codes(age_branch(usable["age"].to_numpy(int)), BRANCH_NAMES),
+        pd.Categorical.from_codes(age_branch(middle), BRANCH_NAMES),
         pd.Categorical.from_codes(usable["gender"].to_numpy(int), GENDERS),
     ]
     counts = pd.concat(
@@ -360,23 +372,59 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
         split; the others are rejected as "not_test".
 
     Raises:
-        AgelibError: If the images or their metadata are not there.
+        AgelibError: If the images or their metadata are not there, or no image is of use.
     """
     check_sources(config)
-    table = find(name).reader(images_folder(name, config))
-    official = table["split"] if "split" in table else pd.Series("", table.index)
-    named = set(official[table["reject"] == ""])
+    folder = images_folder(name, config)
+    table = find(name).reader(folder)
+    _need_usable(table, folder, find(name).reader is read_labelled)
     if name not in config.train_sources:
-        tested = next((split for split in ("test", "val") if split in named), None)
-        unused = (official != tested) & (table["reject"] == "") & bool(tested)
-        reject = table["reject"].mask(unused, "not_test")
-        return table.assign(reject=reject, split="test", official=official.where(~unused, ""))
+        return _all_test(table)
+    official = _official(table)
+    named = set(official[table["reject"] == ""])
     shares = held_out(name, config, named)
     split = pd.Series(split_by_person(table["person"], *shares), table.index)
     split = split.mask(official.isin(["val", "test"]), official)
     if find(name).reader is read_labelled:
         _need_all_splits(table, split, ["train", "val", *(["test"] if shares[1] else [])])
     return table.assign(split=split, official=official)
+
+
+def read_folder(folder: Path) -> pd.DataFrame:
+    """Returns the table of any folder of images, as `read_table` does of a set to test on.
+
+    Args:
+        folder: With a `labels.csv`, or with images that are named as in UTKFace.
+
+    Raises:
+        AgelibError: If no image is of use.
+    """
+    if (folder / LABELS).exists():
+        table = read_labelled(folder)
+        _need_usable(table, folder, labelled=True)
+        return _all_test(table)
+    table = read_utkface(folder)
+    if not (table["reject"] == "").any():
+        raise AgelibError(
+            f"{folder} holds no image named age_gender_race_date.jpg, and no {LABELS} that says "
+            "what its images show."
+        )
+    return _all_test(table)
+
+
+def _all_test(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a reader's table with the split of a set that is only tested on: see `read_table`."""
+    official, usable = _official(table), table["reject"] == ""
+    named = set(official[usable])
+    tested = next((split for split in ("test", "val") if split in named), None)
+    unused = usable & (official != tested) & (tested is not None)
+    return table.assign(
+        reject=table["reject"].mask(unused, "not_test"), split="test", official=official
+    )
+
+
+def _official(table: pd.DataFrame) -> pd.Series:
+    return table["split"] if "split" in table else pd.Series("", table.index)
 
 
 def check_sources(config: Config) -> None:
@@ -404,6 +452,21 @@ def held_out(name: str, config: Config, official: set[str]) -> tuple[float, floa
     shared = tested & {name, *find(name).same_people}
     val = 0.0 if "val" in official else config.val_fraction
     return val, config.val_fraction if shared and "test" not in official else 0.0
+
+
+def _need_usable(table: pd.DataFrame, folder: Path, labelled: bool) -> None:
+    """Refuses a set of which no image is of any use, and says what is wrong with most of them."""
+    counts = table["reject"].value_counts()
+    if "" in counts or table.empty:
+        return
+    counts = counts.drop("unlabelled", errors="ignore") if len(counts) > 1 else counts
+    first = table.loc[table["reject"] == counts.index[0], "path"].iloc[0]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    mending = _MENDING[counts.index[0]] if labelled else "extract the archive again"
+    raise AgelibError(
+        f"None of the {counts.sum():,} images in {folder} can be used ({reasons}, {first} for "
+        f"one): {mending}."
+    )
 
 
 def _need_all_splits(table: pd.DataFrame, split: pd.Series, wanted: list[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from agelib import AgelibError, __version__
 from agelib.config import Config
-from agelib.datasets.tables import read_utkface
+from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import estimates_table
 from agelib.faces.cleaning import check_splits
@@ -120,7 +120,7 @@ def _check_trained_on(config: Config) -> None:
 def evaluate_folder(
     images: Path, model: "keras.Model", model_path: Path, config: Config
 ) -> dict[str, Any]:
-    """Evaluates a model on any folder of images named as UTKFace names them.
+    """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
     They are detected and cropped exactly as in cleaning.
 
@@ -134,17 +134,16 @@ def evaluate_folder(
         As `evaluate_run`, without `splits`.
 
     Raises:
-        AgelibError: If no image has a valid name and a face.
+        AgelibError: If no image has labels and a face.
     """
     from agelib.faces.cleaning import clean_table  # here for the same reason
 
-    if not Path(images).is_dir():
+    images = Path(images).absolute()
+    if not images.is_dir():
         raise AgelibError(f"{images} is no folder: name one with images.")
-    table = read_utkface(images).assign(split="test")
-    if not (table["reject"] == "").any():
-        raise AgelibError(f"{images} holds no image named age_gender_race_date.jpg.")
+    table = read_folder(images)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = clean_table(table, images, Path(scratch), Path(images).name, config)
+        manifest = clean_table(table, images, Path(scratch), images.name, config)
         if not manifest["counts"]["kept"]:
             raise AgelibError(f"{images} has no image with a usable face.")
         faces = FaceSet([Path(scratch)], "test")

@@ -1,13 +1,12 @@
 """Scores: a model's probabilities against labels, with confidence intervals, and by group."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from agelib.faces.shards import FaceSet
-from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.labels import BRANCH_NAMES, GENDERS, age_branch
 from agelib.model.inference import age_interval, calibration_error, median_age
 
 YEARS_WITHIN = (1, 3, 5, 10)
@@ -16,14 +15,20 @@ LEVEL = 0.95
 RESAMPLES = 1000
 FEWEST_PEOPLE = 10
 
-_SCORES = ("age_branch_accuracy", "age_mae", "gender_accuracy")
+_SCORES = ("age_branch_accuracy", "age_range_accuracy", "age_mae", "gender_accuracy")
+_MOST_RANGES = 20
 
 
 def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compares a model's probabilities with the labels.
 
+    An age that is a range counts as one: an estimate inside it is right, and one outside is off by
+    the years to its nearer end. Scores that need an exact age are left out where there are ranges:
+    the coverage of intervals, and those of age branches unless each range lies within a branch.
+
     Args:
-        faces: Anything with `age`, `age_branch`, `gender` and `person`, each of shape (n,).
+        faces: Anything with `age`, `age_high`, `age_branch`, `gender` and `person`, each of shape
+            (n,).
         outputs: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
 
     Returns:
@@ -32,13 +37,15 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         expected calibration error (`_ece`) and what always answering the commonest class would
         score; `age_mae` in years, `age_within_N` the share of ages at most N years off,
         `age_interval_coverage` the share that lies in its 80 % interval and `age_interval_width`
-        its mean years; under `intervals` the 95 % intervals of `agelib.evaluation.scores`.
+        its mean years; of ranges `age_range_accuracy` and, where no two overlap,
+        `age_range_within_one`, the share of estimates in the right range or one beside it; under
+        `intervals` the 95 % intervals of `agelib.evaluation.scores`.
     """
-    heads = {
-        "age_branch": (faces.age_branch, outputs["age_branch"].argmax(axis=1), len(BRANCH_NAMES)),
-        "gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS)),
-    }
-    ages = _age_scores(faces.age, outputs["age"])
+    heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
+    if in_branches(faces):
+        said = outputs["age_branch"].argmax(axis=1)
+        heads["age_branch"] = (faces.age_branch, said, len(BRANCH_NAMES))
+    ages = _age_scores(faces, outputs["age"])
     scores = {"n": len(faces.age)} | {name: float(each.mean()) for name, each in ages.items()}
     for head, (true, said, count) in heads.items():
         scores |= _classification(head, true, said, count)
@@ -46,16 +53,61 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     return scores | {"intervals": score_intervals(faces.person, ages, heads)}
 
 
-def _age_scores(true: np.ndarray, ages: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the figures of each face whose means are scores."""
-    years_off = np.abs(median_age(ages) - true)
-    low, high = age_interval(ages)
-    return {
-        "age_mae": years_off,
-        **{f"age_within_{years}": years_off <= years for years in YEARS_WITHIN},
-        "age_interval_coverage": (low <= true) & (true <= high),
+def in_branches(faces: Any) -> bool:
+    """Tells whether every face's age, range or not, lies within one age branch."""
+    return bool((age_branch(faces.age) == age_branch(faces.age_high)).all())
+
+
+def age_ranges(faces: Any) -> np.ndarray | None:
+    """Returns the ranges that ages are given in, from young to old, if no two of them overlap.
+
+    Returns:
+        Lowest and highest years, of shape (ranges, 2), or None.
+    """
+    ranges = np.unique(np.column_stack([faces.age, faces.age_high]), axis=0)
+    return ranges if (ranges[1:, 0] > ranges[:-1, 1]).all() else None
+
+
+def years_off(faces: Any, said: np.ndarray) -> np.ndarray:
+    """Returns how much too old estimates are, below 0 too young, and 0 within a range."""
+    return np.maximum(said - faces.age_high, 0) - np.maximum(faces.age - said, 0)
+
+
+def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the figures of each face whose means over any of them are scores.
+
+    Returns:
+        Name, as in `metrics`, -> figures of shape (n,).
+    """
+    scores = {"gender_accuracy": faces.gender == outputs["gender"].argmax(axis=1)}
+    if in_branches(faces):
+        right = faces.age_branch == outputs["age_branch"].argmax(axis=1)
+        scores["age_branch_accuracy"] = right
+    return scores | _age_scores(faces, outputs["age"])
+
+
+def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
+    said, (low, high) = median_age(ages), age_interval(ages)
+    off = np.abs(years_off(faces, said))
+    scores = {
+        "age_mae": off,
+        **{f"age_within_{years}": off <= years for years in YEARS_WITHIN},
         "age_interval_width": high - low,
     }
+    if (faces.age == faces.age_high).all():
+        return scores | {"age_interval_coverage": (low <= faces.age) & (faces.age <= high)}
+    scores["age_range_accuracy"] = off == 0
+    ranges = age_ranges(faces)
+    if ranges is not None:
+        right = np.searchsorted(ranges[:, 0], faces.age)
+        scores["age_range_within_one"] = np.abs(_nearest(ranges, said) - right) <= 1
+    return scores
+
+
+def _nearest(ranges: np.ndarray, years: np.ndarray) -> np.ndarray:
+    """Returns which range each year lies in or, between two, next to."""
+    beyond = np.maximum(ranges[:, 0] - years[:, None], years[:, None] - ranges[:, 1])
+    return beyond.argmin(axis=1)
 
 
 def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -> dict[str, Any]:
@@ -143,41 +195,56 @@ def _ends(values: np.ndarray) -> list[float] | None:
 def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Scores each age branch and gender, and each race where the data set names them.
 
+    Where ages are ranges that cross branches, the ranges take the branches' place.
+
     Args:
         faces: As for `agelib.evaluation.scores.metrics`, with `race` as well, of shape (n,), and
             `races`, the names that it numbers.
         outputs: As for `agelib.evaluation.scores.metrics`.
 
     Returns:
-        A dict for each group that has faces: `by` ("age branch and gender" or "race"), `group`,
-        `n` faces of so many `people`, and of age branch accuracy, age MAE and gender accuracy the
-        score and, under `intervals`, its 95 % interval.
+        A dict for each group that has faces: `by` ("age branch and gender", "age range and
+        gender", "gender" where ranges overlap, or "race"), `group`, `n` faces of so many `people`,
+        and of age branch accuracy, age range accuracy, age MAE and gender accuracy, as far as
+        `agelib.evaluation.scores.metrics` has them, the score and, under `intervals`, its 95 %
+        interval.
     """
+    scores = face_scores(faces, outputs)
+    scores = {name: scores[name] for name in _SCORES if name in scores}
+    by, ages = _age_groups(faces)
     masks = {
-        ("age branch and gender", f"{branch} {gender}"): (faces.age_branch == i)
-        & (faces.gender == j)
-        for i, branch in enumerate(BRANCH_NAMES)
-        for j, gender in enumerate(GENDERS)
+        (by, f"{age} {gender}".strip()): of_age & (faces.gender == code)
+        for age, of_age in ages.items()
+        for code, gender in enumerate(GENDERS)
     }
-    masks |= {("race", race): faces.race == i for i, race in enumerate(faces.races)}
+    masks |= {("race", race): faces.race == code for code, race in enumerate(faces.races)}
     return [
-        {"by": by, "group": group} | _score(faces, outputs, mask)
+        {"by": by, "group": group} | _score(faces.person[mask], scores, mask)
         for (by, group), mask in masks.items()
         if mask.any()
     ]
 
 
-def _score(faces: Any, outputs: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-    labels = ("age", "age_branch", "gender", "person")
-    part = SimpleNamespace(**{name: getattr(faces, name)[mask] for name in labels})
-    scores = metrics(part, {name: values[mask] for name, values in outputs.items()})
-    intervals = {name: scores["intervals"][name] for name in _SCORES}
-    people = {"people": len(np.unique(part.person)), "intervals": intervals}
-    return {name: scores[name] for name in ("n", *_SCORES)} | people
+def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns by what faces are grouped, and name -> which faces are in the group."""
+    if in_branches(faces):
+        codes = enumerate(BRANCH_NAMES)
+        return "age branch and gender", {name: faces.age_branch == code for code, name in codes}
+    ranges = age_ranges(faces)
+    if ranges is None or len(ranges) > _MOST_RANGES:
+        return "gender", {"": np.ones(len(faces.age), bool)}
+    return "age range and gender", {f"{low}-{high}": faces.age == low for low, high in ranges}
+
+
+def _score(person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    part = {name: figures[mask] for name, figures in scores.items()}
+    means = {name: float(figures.mean()) for name, figures in part.items()}
+    people = {"people": len(np.unique(person)), "intervals": score_intervals(person, part, {})}
+    return {"n": len(person), **means, **people}
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the group of age branch and gender for which each head is right least often.
+    """Returns the group of age and gender for which each head is right least often.
 
     Groups of fewer than ten people are left out: one more or less would make them the worst.
 
@@ -185,17 +252,15 @@ def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         groups: From `breakdown`.
 
     Returns:
-        "age_branch_accuracy" and "gender_accuracy" -> the group; left out where there is no error
-        in any, or all are that small.
+        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group; left out
+        where there is no error in any, or all are that small.
     """
     cells = [
-        group
-        for group in groups
-        if group["by"] == "age branch and gender" and group["people"] >= FEWEST_PEOPLE
+        group for group in groups if group["by"] != "race" and group["people"] >= FEWEST_PEOPLE
     ]
     worst = {}
-    for name in ("age_branch_accuracy", "gender_accuracy"):
-        wrong = [cell for cell in cells if cell[name] < 1]
+    for name in ("age_branch_accuracy", "age_range_accuracy", "gender_accuracy"):
+        wrong = [cell for cell in cells if cell.get(name, 1) < 1]
         if wrong:
             worst[name] = min(wrong, key=lambda cell: cell[name])
     return worst

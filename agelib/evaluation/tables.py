@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agelib.evaluation.scores import YEARS_WITHIN, worst_groups
+from agelib.evaluation.scores import YEARS_WITHIN, in_branches, worst_groups, years_off
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import age_interval, median_age
 
@@ -18,6 +18,8 @@ _RESULTS = {
     "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
     "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
     "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
+    "AGE in its range": ("age_range_accuracy", 100),
+    "AGE in its range or one beside it": ("age_range_within_one", 100),
     "AGE mean absolute error, years": ("age_mae", 1),
     "GENDER accuracy": ("gender_accuracy", 100),
     "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
@@ -34,9 +36,20 @@ _SURENESS = {
     "GENDER calibration error (ECE)": ("gender_ece", 100),
 }
 
+_GROUP_SCORES = {
+    "AGE accuracy": ("age_branch_accuracy", 100),
+    "AGE in its range": ("age_range_accuracy", 100),
+    "AGE error, years": ("age_mae", 1),
+    "GENDER accuracy": ("gender_accuracy", 100),
+}
+
 
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns a row for each score, with its 95 % interval, and a column for each split."""
+    """Returns a row for each score, with its 95 % interval, and a column for each split.
+
+    What an evaluation has no score of, such as branches of ages that are ranges, is "-", or has no
+    row if that holds for every column.
+    """
     return _table(_by_split(report), _RESULTS)
 
 
@@ -63,6 +76,7 @@ def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]]) -> pd.DataFrame:
+    rows = {row: of for row, of in rows.items() if any(of[0] in s for s in columns.values())}
     table = pd.DataFrame(
         {
             name: [_figure(scores, key, scale) for key, scale in rows.values()]
@@ -75,6 +89,8 @@ def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]])
 
 
 def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
+    if key not in scores:
+        return "-"
     text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
     return text + _brackets(scores["intervals"].get(key), scale)
 
@@ -87,6 +103,8 @@ def recall_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns how many test faces each class has, and the share that is recognised."""
     rows = []
     for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
+        if f"{head}_confusion" not in report:
+            continue
         counts = np.sum(report[f"{head}_confusion"], axis=1)
         recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
         for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
@@ -98,13 +116,11 @@ def recall_table(report: dict[str, Any]) -> pd.DataFrame:
 def groups_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns the scores of each group of test faces, with 95 % intervals."""
     rows = [
-        {
-            "by": group["by"],
-            "group": group["group"],
-            "faces": group["n"],
-            "AGE accuracy": _figure(group, "age_branch_accuracy", 100),
-            "AGE error, years": _figure(group, "age_mae", 1),
-            "GENDER accuracy": _figure(group, "gender_accuracy", 100),
+        {"by": group["by"], "group": group["group"], "faces": group["n"]}
+        | {
+            title: _figure(group, key, scale)
+            for title, (key, scale) in _GROUP_SCORES.items()
+            if key in group
         }
         for group in report["groups"]
     ]
@@ -113,7 +129,11 @@ def groups_table(report: dict[str, Any]) -> pd.DataFrame:
 
 def name_worst(report: dict[str, Any]) -> str:
     """Returns a sentence on the groups that are judged worst, or that there are too few faces."""
-    titles = {"age_branch_accuracy": "age branch", "gender_accuracy": "gender"}
+    titles = {
+        "age_branch_accuracy": "age branch",
+        "age_range_accuracy": "age range",
+        "gender_accuracy": "gender",
+    }
     found = [
         f"{titles[score]}, {cell['group']}: {100 * cell[score]:.1f} % of {cell['n']:,} faces right"
         for score, cell in worst_groups(report["groups"]).items()
@@ -131,20 +151,27 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
         outputs: As for `agelib.evaluation.scores.metrics`.
 
     Returns:
-        `path`, true `age`, `age_branch`, `gender` and `race` (empty where unknown), `said_age`
-        with `age_low` and `age_high`, the ends of its 80 % interval, `said_branch` and
-        `said_gender`, and their probabilities `branch_confidence` and `gender_confidence`.
+        `path`, true `age` (of a range the lowest, with `age_to`, the highest), `age_branch`,
+        `gender` and `race` (empty where unknown), `said_age` with `years_off` (above 0 where that
+        is too old), `age_low` and `age_high`, the ends of its 80 % interval, `said_branch` and
+        `said_gender`, and their probabilities `branch_confidence` and `gender_confidence`. Where
+        ages are ranges that cross branches, `age_branch` is left out.
     """
     low, high = age_interval(outputs["age"])
     branch, gender = outputs["age_branch"], outputs["gender"]
+    said = median_age(outputs["age"])
+    ranges = {} if (faces.age == faces.age_high).all() else {"age_to": faces.age_high}
+    branches = {"age_branch": np.take(BRANCH_NAMES, faces.age_branch)} if in_branches(faces) else {}
     return pd.DataFrame(
         {
             "path": faces.paths,
             "age": faces.age,
-            "age_branch": np.take(BRANCH_NAMES, faces.age_branch),
+            **ranges,
+            **branches,
             "gender": np.take(GENDERS, faces.gender),
             "race": np.take((*faces.races, ""), faces.race),
-            "said_age": median_age(outputs["age"]),
+            "said_age": said,
+            "years_off": years_off(faces, said),
             "age_low": low,
             "age_high": high,
             "said_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),

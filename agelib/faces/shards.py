@@ -210,8 +210,8 @@ class FaceSet:
 
     @cached_property
     def age_branch(self) -> np.ndarray:
-        """0 to 4, int64 of shape (n,)."""
-        return age_branch(self.age)
+        """0 to 4, of a range that of its middle year, int64 of shape (n,)."""
+        return age_branch((self.age + self.age_high) // 2)
 
     @property
     def gender(self) -> np.ndarray:

@@ -61,7 +61,8 @@ def test_a_folder_that_was_put_there_stays_as_it_is(config):
     folder.mkdir(parents=True)
     (folder / "labels.csv").write_bytes(LABELS)
     assert steps.download("faces", config) == folder
-    assert read_table("faces", config)["reject"].tolist() == ["missing"]
+    with pytest.raises(AgelibError, match=r"None of the 1 images .* \(1 missing, a\.jpg for one\)"):
+        read_table("faces", config)
 
 
 def test_a_zip_file_that_was_replaced_is_unpacked_anew(config):

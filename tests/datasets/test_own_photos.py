@@ -45,9 +45,71 @@ def test_one_is_female_in_any_spelling(folder, word):
     assert read(folder, HEADER + f"a.jpg,34,{word}\n").loc["a.jpg", "gender"] == 1
 
 
-@pytest.mark.parametrize("word", ["", "2", "-1", "unknown", "nan"])
+@pytest.mark.parametrize("word", ["", "-1", "unknown", "nan"])
 def test_another_gender_is_rejected_by_name(folder, word):
-    assert read(folder, HEADER + f"a.jpg,34,{word}\n").loc["a.jpg", "reject"] == "gender"
+    table = read(folder, HEADER + f"a.jpg,34,{word}\nb.PNG,34,m\ndeep/c.jpeg,34,f\n")
+    assert table["reject"].tolist() == ["gender", "", ""]
+
+
+@pytest.mark.parametrize(
+    "words", ["12", "012", "22", "mw", "hm", "hf", ["male", "weiblich"], ["2.0", "1.0"]]
+)
+def test_a_column_that_leaves_doubt_about_who_is_male_is_refused(folder, words):
+    rows = "".join(f"{name},34,{word}\n" for name, word in zip("abc", words, strict=False))
+    with pytest.raises(AgelibError, match=f"'{words[-1]}'.* in its column gender.*: write male or"):
+        read(folder, HEADER + rows)
+
+
+def test_a_column_of_one_gender_leaves_no_doubt(folder):
+    table = read(folder, HEADER + "a.jpg,34,1\nb.PNG,34,\n")
+    assert table["gender"].tolist()[:1] == [1]
+    assert table["reject"].tolist() == ["", "gender", "unlabelled"]
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("3-9", (3, 9)),
+        ("3 – 9", (3, 9)),
+        ("3 to 9", (3, 9)),
+        ("0-2", (1, 2)),
+        ('"(25, 32)"', (25, 32)),
+        ('"[25,32]"', (25, 32)),
+        ("60+", (60, 85)),
+        ("more than 70", (70, 85)),
+        ("More than 70", (70, 85)),
+        (">= 70", (70, 85)),
+        ("70 and over", (70, 85)),
+        ('"(60, 100)"', (60, 85)),
+        ("(35)", (35, 35)),
+        ("35", (35, 35)),
+        ("34-34", (34, 34)),
+    ],
+)
+def test_an_age_may_be_a_range(folder, text, ends):
+    row = read(folder, HEADER + f"a.jpg,{text},1\n").loc["a.jpg"]
+    assert (row["age"], row["age_high"]) == ends
+    assert row["reject"] == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["90-100", "0-0", "9-3", "+", "3-", "-3-9", "3-9-12", "None", "9-Mar"]
+)
+def test_a_range_of_no_age_is_rejected_by_name(folder, text):
+    assert read(folder, HEADER + f"a.jpg,{text},1\n").loc["a.jpg", "reject"] == "age"
+
+
+def test_columns_of_fairface_are_read_as_they_are(folder):
+    text = "file,age,gender,race,service_test\na.jpg,50-59,Male,East Asian,True\n"
+    row = read(folder, text + "b.PNG,more than 70,Female,,False\n").iloc[0]
+    assert row[["age", "age_high", "gender", "race"]].tolist() == [50, 59, 0, "East Asian"]
+    assert read(folder, text)["race"].isna().tolist() == [False, True, True]
+
+
+def test_races_are_groups_and_no_names(folder):
+    rows = "".join(f"{i}.jpg,34,m,group {i}\n" for i in range(101))
+    with pytest.raises(AgelibError, match="101 different words in its column race"):
+        read(folder, "path,age,gender,race\n" + rows)
 
 
 @pytest.mark.parametrize("age", ["", "0", "0.9", "86", "-3", "old", "nan", "inf", "1e30"])
@@ -85,6 +147,12 @@ def test_a_person_of_several_images_is_one(folder):
         ("path;age;gender\na.jpg;34,5;m\n", "utf-8"),
         ("path,age,gender\na.jpg,34,m,\n", "utf-8"),
         ("path,age,gender\n\na.jpg,34,m\n,,\n", "utf-8"),
+        ("sep=;\r\npath;age;gender\r\na.jpg;34;m\r\n", "utf-8-sig"),
+        ('"sep=,"\npath,age,gender\na.jpg,34,m\n', "utf-8"),
+        ("\n \npath;age;gender\na.jpg;34;m\n", "utf-8"),
+        ("path;age;gender;note (a, b, c, d)\na.jpg;34;m;x\n", "utf-8"),
+        ('path;"age";gender;"a,b,c,d"\na.jpg;34;m;x\n', "utf-8"),
+        ("\tpath\tage\tgender\n0\ta.jpg\t34\tm\n", "utf-8"),
     ],
     ids=[
         "semicolons",
@@ -96,6 +164,12 @@ def test_a_person_of_several_images_is_one(folder):
         "decimal comma",
         "comma at the end",
         "blank rows",
+        "sep=;",
+        "sep in quotes",
+        "blank first lines",
+        "commas in a header",
+        "commas in quotes",
+        "numbered rows",
     ],
 )
 def test_files_of_other_programs_are_read(folder, text, encoding):
@@ -108,7 +182,9 @@ def test_paths_of_windows_are_read(folder):
     assert read(folder, HEADER + "deep\\c.jpeg,34,m\n").loc["deep/c.jpeg", "reject"] == ""
 
 
-@pytest.mark.parametrize("path", ["../a.jpg", "/etc/passwd", "deep/../../a.jpg"])
+@pytest.mark.parametrize(
+    "path", ["../a.jpg", "/etc/passwd", "deep/../../a.jpg", "C:/x.jpg", "c:\\x.jpg"]
+)
 def test_what_lies_outside_the_folder_stays_there(folder, path):
     table = read(folder / "deep", HEADER + f"{path},34,m\n")
     assert table["reject"].to_list() == ["outside", "unlabelled"]

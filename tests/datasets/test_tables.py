@@ -191,6 +191,21 @@ def test_several_test_sets_give_up_a_share_of_those_that_are_trained_on(sample_c
         assert set(read_table(name, config)["split"]) == {"train", "val", "test"}
 
 
+def test_a_set_without_any_usable_image_says_what_is_wrong_with_them(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = [f"{folder}/{i}.jpg,30,m" for i in range(20)] + ["nobody.jpg,30,m", "a.jpg,old,m"]
+    (folder / "a.jpg").touch()
+    (folder / "labels.csv").write_text("path,age,gender\n" + "\n".join(rows))
+    config = Config.from_profile("own", own=folder, data=tmp_path)
+    with pytest.raises(AgelibError) as caught:
+        read_table("own", config)
+    text = str(caught.value)
+    assert text.startswith("None of the 22 images in ")
+    assert "(20 outside, 1 missing, 1 age, " in text
+    assert f"{folder}/0.jpg for one): write paths relative to the folder" in text
+
+
 def matlab_day(year, month, day):
     return datetime.date(year, month, day).toordinal() + 366
 

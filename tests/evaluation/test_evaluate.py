@@ -12,9 +12,10 @@ import pytest
 from agelib import AgelibError
 from agelib.backend import keras
 from agelib.datasets.sample import N_UTKFACE
-from agelib.datasets.tables import read_table
+from agelib.datasets.tables import read_folder, read_table
 from agelib.evaluation import evaluate
 from agelib.evaluation.evaluate import evaluate_folder, evaluate_run
+from agelib.evaluation.tables import results_table
 from agelib.faces.cleaning import clean_table
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
 from agelib.files import write_json
@@ -112,6 +113,26 @@ def test_data_sets_in_other_roles_are_evaluated_anew(run):
     assert evaluate_run(run)["n"] == N_UTKFACE
     with pytest.raises(AgelibError, match="split into train, val and test by other settings"):
         evaluate_run(dataclasses.replace(run, train_sources=("utkface",), test_sources=("wiki",)))
+
+
+def test_each_test_set_is_reported_under_its_own_name(run):
+    config = dataclasses.replace(run, run="two", train_sources="wiki", test_sources="utkface")
+    shutil.copytree(run.run_folder, config.run_folder)
+    shutil.copytree(run.faces / "utkface", run.faces / "again")
+    first = evaluate_run(config)
+    config = dataclasses.replace(config, test_sources=("again", "utkface"))
+    report = evaluate_run(config)
+    assert list(report["tests"]) == ["again", "utkface"]
+    for name, scores in report["tests"].items():
+        assert scores["n"] == N_UTKFACE
+        assert scores["age_mae"] == first["age_mae"]
+        assert scores["dataset"] == "utkface"  # as its manifest has it
+        assert name in report["sources"]["test"]
+    assert report["splits"]["test"]["age_mae"] == report["age_mae"]
+    table = results_table(report)
+    assert table.columns.tolist() == ["train", "val", "test", "test on utkface"]
+    listed = pd.read_csv(config.run_folder / "estimates.csv")
+    assert len(listed) == N_UTKFACE
 
 
 def test_groups_add_up_to_all_faces(run):
@@ -215,6 +236,25 @@ def test_a_folder_without_a_valid_name_is_refused(run, model, tmp_path):
     (images / "beach.jpg").write_bytes(b"")
     with pytest.raises(AgelibError, match="holiday holds no image named age_gender_race_date"):
         evaluate_folder(images, model, run.run_folder / "model.keras", run)
+
+
+def test_a_folder_with_labels_needs_no_names(run, model, folder, tmp_path):
+    images = tmp_path / "party"
+    shutil.copytree(folder, images / "deeper")
+    named = [path for path in read_folder(folder).query("reject == ''")["path"]]
+    rows = [f"deeper/{name},{name.split('_')[0]},{name.split('_')[1]}" for name in named]
+    (images / "labels.csv").write_text("path,age,gender\n" + "\n".join(rows))
+    by_names = evaluate_folder(folder, model, run.run_folder / "model.keras", run)
+    report = evaluate_folder(images, model, run.run_folder / "model.keras", run)
+    assert report["dataset"] == "party"
+    for name in ("n", "age_mae", "gender_accuracy", "no_face"):
+        assert report[name] == by_names[name], name
+
+
+def test_a_labelled_folder_without_a_usable_row_is_refused(run, model, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,age,gender\na.jpg,30,m\n")
+    with pytest.raises(AgelibError, match=r"1 missing, a\.jpg for one"):
+        evaluate_folder(tmp_path, model, run.run_folder / "model.keras", run)
 
 
 @pytest.mark.parametrize("exists", [True, False])

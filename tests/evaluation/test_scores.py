@@ -5,7 +5,11 @@ import pytest
 from conftest import sure, truth
 from scipy.stats import binom
 
-from agelib.evaluation.scores import breakdown, metrics, score_intervals, worst_groups
+from agelib.evaluation.scores import breakdown, metrics, score_intervals, worst_groups, years_off
+
+# Ages that are ranges
+
+LOW, HIGH = [1, 3, 10, 20, 70], [2, 9, 19, 29, 85]
 
 
 def test_metrics_of_a_case_counted_by_hand():
@@ -84,6 +88,55 @@ def test_a_model_that_doubts_nothing_is_as_badly_calibrated_as_it_errs():
     scores = metrics(truth([30] * 10, [0] * 10), sure([30] * 7 + [5] * 3, [0] * 9 + [1]))
     assert scores["age_branch_ece"] == pytest.approx(0.3)
     assert scores["gender_ece"] == pytest.approx(0.1)
+
+
+def of_ranges(said):
+    return metrics(truth(LOW, [0, 1, 0, 1, 1], HIGH), sure(said, [0] * 5))
+
+
+def test_an_estimate_inside_a_range_is_right():
+    scores = of_ranges([1, 9, 20, 45, 85])
+    assert scores["age_range_accuracy"] == pytest.approx(3 / 5)
+    assert scores["age_mae"] == pytest.approx((1 + 16) / 5)
+    assert scores["age_within_1"] == pytest.approx(4 / 5)
+    # 20 lies in the next range, 45 in none, nearer to 29 than to 70.
+    assert scores["age_range_within_one"] == 1
+    assert of_ranges([1, 9, 20, 50, 85])["age_range_within_one"] == 1
+    assert of_ranges([20, 9, 20, 50, 20])["age_range_within_one"] == pytest.approx(4 / 5)
+
+
+def test_scores_that_need_exact_ages_are_left_out_where_there_are_ranges():
+    scores = of_ranges([1, 9, 20, 45, 85])
+    assert not [name for name in scores if "branch" in name or "coverage" in name]
+    assert set(scores["intervals"]) == {
+        *("age_mae", "age_within_1", "age_within_3", "age_within_5", "age_within_10"),
+        *("age_interval_width", "age_range_accuracy", "age_range_within_one"),
+        *("gender_accuracy", "gender_balanced_accuracy", "gender_recall"),
+    }
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_ranges_that_each_lie_in_a_branch_have_scores_of_branches():
+    true = truth([1, 3, 24], [0, 1, 0], [2, 13, 39])
+    scores = metrics(true, sure([13, 2, 50], [0, 1, 0]))
+    assert scores["age_branch_accuracy"] == pytest.approx(2 / 3)
+    assert scores["age_range_accuracy"] == pytest.approx(0)
+    assert "age_interval_coverage" not in scores
+
+
+def test_ranges_that_overlap_are_no_bins():
+    scores = metrics(truth([1, 3, 27], [0, 1, 0], [4, 40, 32]), sure([2, 2, 33], [0, 1, 0]))
+    assert scores["age_range_accuracy"] == pytest.approx(1 / 3)
+    assert "age_range_within_one" not in scores
+
+
+def test_exact_ages_have_no_scores_of_ranges():
+    assert not [n for n in metrics(truth([5], [0]), sure([5], [0])) if "age_range" in n]
+
+
+def test_years_off_tell_older_from_younger():
+    true = truth([10, 10, 10], [0] * 3, [19, 19, 10])
+    assert years_off(true, np.array([25, 8, 12])).tolist() == [6, -2, 2]
 
 
 def intervals(right, person=None, true=None, years_off=None):
@@ -205,3 +258,31 @@ def test_too_few_faces_have_no_worst_group():
 def test_where_nothing_is_wrong_nobody_is_worst():
     worst = worst_groups(breakdown(truth([5] * 10, [0] * 10), sure([5] * 9 + [30], [0] * 10)))
     assert set(worst) == {"age_branch_accuracy"}
+
+
+def test_ranges_take_the_place_of_branches_that_they_cross():
+    true = truth([3, 3, 10, 60], [0, 1, 1, 0], [9, 9, 19, 85])
+    groups = breakdown(true, sure([5, 20, 19, 59], [0] * 4))
+    names = [group["group"] for group in groups if group["by"] == "age range and gender"]
+    assert names == ["3-9 Male", "3-9 Female", "10-19 Female", "60-85 Male"]
+    assert [group["age_range_accuracy"] for group in groups[:4]] == [1, 0, 1, 0]
+    assert groups[1]["age_mae"] == 11
+    assert "age_branch_accuracy" not in groups[0]
+
+
+def test_ranges_that_overlap_leave_the_genders():
+    groups = breakdown(truth([3, 3], [0, 1], [9, 20]), sure([5, 20], [0, 1]))
+    assert [group["group"] for group in groups if group["by"] == "gender"] == ["Male", "Female"]
+
+
+def test_races_are_those_of_the_set():
+    true = truth([30, 30], [0, 1])
+    true.race, true.races = np.array([1, -1]), ("Latino_Hispanic", "East Asian")
+    groups = breakdown(true, sure([30, 30], [0, 1]))
+    assert [group["group"] for group in groups if group["by"] == "race"] == ["East Asian"]
+
+
+def test_the_worst_range_is_named():
+    true = truth([3] * 10 + [10] * 10, [0] * 20, [9] * 10 + [19] * 10)
+    worst = worst_groups(breakdown(true, sure([5] * 9 + [20] * 11, [0] * 20)))
+    assert worst["age_range_accuracy"]["group"] == "10-19 Male"

@@ -113,6 +113,7 @@ def test_estimates_are_listed_face_by_face():
         "gender": "Female",
         "race": "",
         "said_age": 28,
+        "years_off": -2,
         "age_low": 28,
         "age_high": 28,
         "said_branch": "24-39",
@@ -121,3 +122,29 @@ def test_estimates_are_listed_face_by_face():
         "gender_confidence": 1.0,
     }
     assert table["race"].tolist() == ["", "Asian"]
+
+
+def test_tables_of_ranges_have_what_there_is():
+    true = truth([3, 10], [0, 1], [9, 39])
+    true.paths = ["a.jpg", "b.jpg"]
+    outputs = sure([5, 50], [0, 1])
+    ranges = metrics(true, outputs) | {"groups": breakdown(true, outputs)}
+    table = results_table(ranges)
+    assert table.loc["AGE in its range", "test"] == "50.0 % (0.0-100.0)"
+    assert "AGE accuracy (5 branches)" not in table.index
+    assert "AGE in its 80 % interval" not in sureness_table(ranges).index
+    assert recall_table(ranges).index.tolist() == ["Male", "Female"]
+    assert groups_table(ranges).columns.tolist()[1] == "AGE in its range"
+    listed = estimates_table(true, outputs)
+    assert listed[["age", "age_to", "years_off"]].to_numpy().tolist() == [[3, 9, 0], [10, 39, 11]]
+    assert "age_branch" not in listed
+    exact = metrics(truth([30], [0]), sure([30], [0]))
+    both = compare_table({"exact": exact, "ranges": ranges})
+    assert both.loc["AGE accuracy (5 branches)"].tolist() == ["100.0 %", "-"]
+    assert both.loc["AGE in its range"].tolist() == ["-", "50.0 % (0.0-100.0)"]
+
+
+def test_other_test_sets_have_columns_of_their_own(scores):
+    parts = {"train": scores, "val": scores, "test": scores}
+    report = scores | {"splits": parts, "tests": {"utkface": scores, "aaf": scores}}
+    assert results_table(report).columns.tolist() == ["train", "val", "test", "test on aaf"]
