@@ -105,7 +105,9 @@ def own_faces(sample_faces, tmp_path):
     return dataclasses.replace(sample_faces, data=tmp_path)
 
 
-def build_tiny_model(backbone, image_size, weights=None, augment=True, drop_connect_rate=0.0):
+def build_tiny_model(
+    backbone, image_size, weights=None, augment=True, drop_connect_rate=0.0, precision="float32"
+):
     """Builds what `network.build_model` does, with all its outputs, small enough for a test.
 
     Like the real one it has layers that are random in training, and others that keep statistics.
