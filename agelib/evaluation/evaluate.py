@@ -13,6 +13,7 @@ from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import estimates_table
 from agelib.faces.cleaning import check_splits
+from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
 from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
 from agelib.model.inference import estimate
@@ -58,7 +59,7 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     model, note = load_model(model_path)
     splits, tests = {}, {}
     for split, name, faces, outputs in estimate_splits(model, note, config):
-        found = score_faces(faces, outputs)
+        found = score_split(faces, outputs)
         splits.setdefault(split, found)
         if name == config.test_sources[0]:
             with atomic(listed) as partial:
@@ -101,6 +102,19 @@ def estimate_splits(
     for split, name, sources in parts:
         faces = FaceSet([config.faces / source for source in sources], split)
         yield split, name, faces, estimate(model, faces)
+
+
+def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what `score_faces` does, and of test faces their `near_duplicates` as well.
+
+    These say how far the labels agree where one photo is there twice (`label_agreement`): the limit
+    of what a score on this set can mean.
+    """
+    scores = score_faces(faces, outputs)
+    if faces.split != "test":
+        return scores
+    pairs = near_duplicates(thumbnails(faces))
+    return scores | {"near_duplicates": label_agreement(faces, pairs)}
 
 
 def _check_trained_on(config: Config) -> None:
@@ -147,7 +161,7 @@ def evaluate_folder(
         if not manifest["counts"]["kept"]:
             raise AgelibError(f"{images} has no image with a usable face.")
         faces = FaceSet([Path(scratch)], "test")
-        return _report(score_faces(faces, estimate(model, faces)), manifest, model_path)
+        return _report(score_split(faces, estimate(model, faces)), manifest, model_path)
 
 
 def _report(found: dict, manifest: dict, model_path: Path) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import confusion_matrix, recall_score
 
-from agelib.faces.shards import FaceSet
-from agelib.labels import BRANCH_NAMES, GENDERS, age_branch
+from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, age_branch
 from agelib.model.inference import age_interval, calibration_error, median_age
 
 YEARS_WITHIN = (1, 3, 5, 10)
@@ -35,22 +34,23 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         JSON types: `n`; for both heads accuracy, balanced accuracy (mean recall of the classes
         that occur), recall (None for a class that does not occur), confusion (rows are true),
         expected calibration error (`_ece`) and what always answering the commonest class would
-        score; `age_mae` in years, `age_within_N` the share of ages at most N years off,
-        `age_interval_coverage` the share that lies in its 80 % interval and `age_interval_width`
-        its mean years; of ranges `age_range_accuracy` and, where no two overlap,
-        `age_range_within_one`, the share of estimates in the right range or one beside it; under
-        `intervals` the 95 % intervals of `agelib.evaluation.scores`.
+        score; `gender_accuracy_children` at ages in the youngest branch; `age_mae` in years,
+        `age_within_N` the share of ages at most N years off, `age_interval_coverage` the share that
+        lies in its 80 % interval and `age_interval_width` its mean years; of ranges
+        `age_range_accuracy` and, where no two overlap, `age_range_within_one`, the share of
+        estimates in the right range or one beside it; under `intervals` the 95 % intervals of
+        `score_intervals`.
     """
     heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
     if in_branches(faces):
         said = outputs["age_branch"].argmax(axis=1)
         heads["age_branch"] = (faces.age_branch, said, len(BRANCH_NAMES))
-    ages = _age_scores(faces, outputs["age"])
-    scores = {"n": len(faces.age)} | {name: float(each.mean()) for name, each in ages.items()}
+    figures = face_scores(faces, outputs)
+    scores = {"n": len(faces.age)} | _means(figures)
     for head, (true, said, count) in heads.items():
         scores |= _classification(head, true, said, count)
         scores[f"{head}_ece"] = calibration_error(outputs[head].max(axis=1), true == said)
-    return scores | {"intervals": score_intervals(faces.person, ages, heads)}
+    return scores | {"intervals": score_intervals(faces.person, figures, heads)}
 
 
 def in_branches(faces: Any) -> bool:
@@ -77,13 +77,21 @@ def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndar
     """Returns the figures of each face whose means over any of them are scores.
 
     Returns:
-        Name, as in `metrics`, -> figures of shape (n,).
+        Name, as in `metrics`, -> figures of shape (n,), NaN for a face that does not count.
     """
-    scores = {"gender_accuracy": faces.gender == outputs["gender"].argmax(axis=1)}
+    right = faces.gender == outputs["gender"].argmax(axis=1)
+    scores = {"gender_accuracy": right}
+    children = faces.age_high <= AGE_BRANCHES[0][1]
+    if children.any():
+        scores["gender_accuracy_children"] = np.where(children, right, np.nan)
     if in_branches(faces):
-        right = faces.age_branch == outputs["age_branch"].argmax(axis=1)
-        scores["age_branch_accuracy"] = right
+        branch = outputs["age_branch"].argmax(axis=1)
+        scores["age_branch_accuracy"] = faces.age_branch == branch
     return scores | _age_scores(faces, outputs["age"])
+
+
+def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(each)) for name, each in figures.items()}
 
 
 def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,7 +125,6 @@ def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -
     recall = [float(value) if n else None for value, n in zip(recall, occurs, strict=True)]
     present = [value for value in recall if value is not None]
     return {
-        f"{head}_accuracy": float(accuracy_score(true, said)),
         f"{head}_balanced_accuracy": float(np.mean(present)),
         f"{head}_recall": recall,
         f"{head}_confusion": confusion_matrix(true, said, labels=classes).tolist(),
@@ -128,7 +135,7 @@ def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -
 
 def score_intervals(
     person: np.ndarray,
-    means: dict[str, np.ndarray],
+    figures: dict[str, np.ndarray],
     heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
 ) -> dict[str, Any]:
     """Returns 95 % intervals of all scores, from test sets drawn anew out of the same people.
@@ -138,58 +145,56 @@ def score_intervals(
 
     Args:
         person: Whose face it is; of shape (n,).
-        means: Name -> figures of each face, of shape (n,), whose mean is a score.
+        figures: From `face_scores`.
         heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
 
     Returns:
-        Name -> [low, high], under the names of `agelib.evaluation.scores.metrics`; recalls have one
-        pair a class. None stands for what drawing tells nothing of: a score that is the same in
-        every drawn set, the recall of a class of fewer than ten people, and a balanced accuracy
-        that such a recall is part of.
+        Name -> [low, high], under the names of `metrics`; recalls have one pair a class. None
+        stands for what drawing tells nothing of: a score of fewer than ten people, one that is the
+        same in every drawn set, and a balanced accuracy that the recall of fewer than ten people is
+        part of.
     """
-    columns = {"faces": np.ones(len(person)), **means}
-    for head, (true, said, count) in heads.items():
-        columns[f"{head}_accuracy"] = true == said
-        for code in range(count):
-            columns[f"{head}_{code}"] = true == code
-            columns[f"{head}_{code}_right"] = (true == code) & (said == code)
-    drawn = dict(zip(columns, _sums(person, columns), strict=True))
-    intervals: dict[str, Any] = {name: _ends(drawn[name] / drawn["faces"]) for name in means}
+    recalls = {
+        (head, code): np.where(true == code, said == code, np.nan)
+        for head, (true, said, count) in heads.items()
+        for code in range(count)
+    }
+    drawn = _draw(person, {**figures, **recalls})
+    intervals: dict[str, Any] = {name: _ends(drawn[name]) for name in figures}
     for head, (true, _, count) in heads.items():
-        people = [len(np.unique(person[true == code])) for code in range(count)]
-        recalls = {
-            code: drawn[f"{head}_{code}_right"] / np.maximum(1, drawn[f"{head}_{code}"])
-            for code in range(count)
-            if people[code] >= FEWEST_PEOPLE
-        }
-        balanced = np.mean(list(recalls.values()), axis=0) if recalls else np.zeros(1)
-        intervals[f"{head}_accuracy"] = _ends(drawn[f"{head}_accuracy"] / drawn["faces"])
-        intervals[f"{head}_balanced_accuracy"] = (
-            _ends(balanced) if len(recalls) == np.count_nonzero(people) else None
-        )
-        intervals[f"{head}_recall"] = [
-            _ends(recalls[code]) if code in recalls else None for code in range(count)
-        ]
+        present = np.array([drawn[head, code] for code in np.unique(true)])
+        intervals[f"{head}_balanced_accuracy"] = _ends(present.mean(axis=0))
+        intervals[f"{head}_recall"] = [_ends(drawn[head, code]) for code in range(count)]
     return intervals
 
 
-def _sums(person: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the sum of each column over each drawn set, of shape (columns, drawn sets)."""
+def _draw(person: np.ndarray, figures: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+    """Returns the mean of each figure over each drawn set, NaN where no face of it counts.
+
+    All are NaN where the faces that count are of too few people.
+    """
     _, whose = np.unique(person, return_inverse=True)
-    by_person = np.stack([np.bincount(whose, weights=column) for column in columns.values()])
+    counts = [~np.isnan(each) for each in figures.values()]
+    columns = [*counts, *(np.nan_to_num(each) for each in figures.values())]
+    by_person = np.stack([np.bincount(whose, weights=column) for column in columns])
     people = by_person.shape[1]
     random = np.random.default_rng(0)
     sums = np.empty((len(columns), RESAMPLES))
     for i in range(RESAMPLES):
         sums[:, i] = by_person @ np.bincount(random.integers(people, size=people), minlength=people)
-    return sums
+    faces, totals = np.split(sums, 2)
+    enough = np.count_nonzero(by_person[: len(counts)], axis=1)[:, None] >= FEWEST_PEOPLE
+    means = np.full_like(totals, np.nan)
+    np.divide(totals, faces, out=means, where=(faces > 0) & enough)
+    return dict(zip(figures, means, strict=True))
 
 
-def _ends(values: np.ndarray) -> list[float] | None:
-    if np.ptp(values) == 0:
+def _ends(drawn: np.ndarray) -> list[float] | None:
+    drawn = drawn[~np.isnan(drawn)]
+    if not drawn.size or np.ptp(drawn) == 0:
         return None
     tail = 100 * (1 - LEVEL) / 2
-    return [float(end) for end in np.percentile(values, [tail, 100 - tail])]
+    return [float(end) for end in np.percentile(drawn, [tail, 100 - tail])]
 
 
 def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -238,9 +243,8 @@ def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
 
 def _score(person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
     part = {name: figures[mask] for name, figures in scores.items()}
-    means = {name: float(figures.mean()) for name, figures in part.items()}
     people = {"people": len(np.unique(person)), "intervals": score_intervals(person, part, {})}
-    return {"n": len(person), **means, **people}
+    return {"n": len(person), **_means(part), **people}
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -266,6 +270,6 @@ def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return worst
 
 
-def score_faces(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns `scores.metrics` of all faces, and under `groups` those of groups of them."""
+def score_faces(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the `metrics` of all faces, and under `groups` the `breakdown`."""
     return metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}

@@ -23,6 +23,7 @@ _RESULTS = {
     "AGE mean absolute error, years": ("age_mae", 1),
     "GENDER accuracy": ("gender_accuracy", 100),
     "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
+    f"GENDER accuracy at ages {BRANCH_NAMES[0]}": ("gender_accuracy_children", 100),
     "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
 }
 _SURENESS = {
@@ -140,7 +141,23 @@ def name_worst(report: dict[str, Any]) -> str:
     ]
     if not found:
         return "No group of ten or more people has an error."
-    return "Worst " + "; worst ".join(found)
+    return f"Worst {'; worst '.join(found)}."
+
+
+def duplicates_sentence(agreement: dict[str, Any]) -> str:
+    """Returns a sentence on how far the labels of a test set's near-duplicates agree.
+
+    Args:
+        agreement: From `agelib.faces.near_duplicates.label_agreement`.
+    """
+    if not agreement["pairs"]:
+        return "No two of these faces are near-duplicates."
+    return (
+        f"{agreement['pairs']:,} pairs of these faces are near-duplicates. Their labels agree on "
+        f"the age branch in {agreement['age_branch']:.0%} and on the gender in "
+        f"{agreement['gender']:.0%}, and differ by {agreement['age_difference']:.1f} years on "
+        "average: the limit of what a score on this set can mean."
+    )
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:

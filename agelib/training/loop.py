@@ -39,7 +39,7 @@ from agelib.training.recipe import (
     set_losses,
 )
 
-_NOT_TRAINED_WITH = ("profile", "run", "test_sources")
+NOT_TRAINED_WITH = ("profile", "run", "test_sources")
 
 
 @keras_settings()
@@ -188,7 +188,7 @@ def _check_settings(config: Config, made_of: dict[str, Any]) -> None:
     noted = read_json(path)
     for name, value in made_of.items():
         # A run that an earlier agelib began notes fewer settings.
-        if name in noted and name not in _NOT_TRAINED_WITH and noted[name] != value:
+        if name in noted and name not in NOT_TRAINED_WITH and noted[name] != value:
             differs = f"has {name} {noted[name]}, but {value} is asked for"
             if name == "faces":
                 differs = f"was trained on other faces than those in {config.faces}"

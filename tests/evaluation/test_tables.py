@@ -95,7 +95,7 @@ def test_the_groups_table_has_a_row_for_each_group(grouped):
 def test_the_worst_groups_are_named_with_their_figures(grouped):
     assert name_worst(grouped) == (
         "Worst age branch, 14-23 Male: 25.0 % of 12 faces right; "
-        "worst gender, 56-85 Male: 50.0 % of 12 faces right"
+        "worst gender, 56-85 Male: 50.0 % of 12 faces right."
     )
     assert name_worst({"groups": []}) == "No group of ten or more people has an error."
 
