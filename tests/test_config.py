@@ -261,7 +261,7 @@ def test_to_dict_is_json_and_gives_the_same_settings_back(profile, tmp_path):
     config = Config.from_profile(profile, data=tmp_path, workers=3)
     settings = json.loads(json.dumps(config.to_dict()))
     assert settings == config.to_dict()
-    assert dataclasses.replace(Config(**settings), data=tmp_path, workers=3) == config
+    assert dataclasses.replace(Config(**settings), data=tmp_path, workers=3) == config.resolved
 
 
 def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):
