@@ -10,6 +10,8 @@ Importing the package loads no TensorFlow; the modules that need it do that them
 
 import os
 
+import lazy_loader
+
 __version__ = "0.5.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
@@ -29,3 +31,14 @@ class AgelibError(Exception):
 def first_line(error: Exception) -> str:
     """Returns what an error says, without the pages that some append."""
     return str(error).strip().split("\n")[0]
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["drive", "plots", "steps"],
+    submod_attrs={
+        "config": ["Config"],
+        "faces.shards": ["FaceSet"],
+        "prediction.estimator": ["Estimator"],
+    },
+)

@@ -325,7 +325,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON types, without those that are this machine's affair."""
         here = ("data", "own", "workers")
-        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in here}
+        settings = {k: v for k, v in dataclasses.asdict(self.resolved).items() if k not in here}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
     def _repr_html_(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from agelib import AgelibError, disk, plots
+from agelib import AgelibError, disk, plots, training
 from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
@@ -27,7 +27,6 @@ from agelib.evaluation.tables import compare_table
 from agelib.faces import cleaning
 from agelib.faces.shards import MANIFEST, damaged_shards, read_manifest
 from agelib.files import read_json
-from agelib.training import loop as training
 
 
 def download(name: str, config: Config) -> Path:

@@ -25,7 +25,7 @@ DESIGN = {
 
 @pytest.mark.parametrize("profile", DESIGN)
 def test_profiles_are_the_designs(profile):
-    config = Config.from_profile(profile)
+    config = Config.from_profile(profile).resolved
     assert {name: getattr(config, name) for name in DESIGN[profile]} == DESIGN[profile]
     assert config.profile == profile
 
@@ -68,7 +68,7 @@ def test_weights_can_be_switched_off_by_name():
 
 
 def test_image_size_follows_crop_size_unless_given():
-    assert Config.from_profile("wiki", crop_size=96).image_size == 96
+    assert Config.from_profile("wiki", crop_size=96).resolved.image_size == 96
     assert Config.from_profile("wiki", crop_size=96, image_size=56).image_size == 56
 
 
@@ -83,7 +83,7 @@ def test_image_size_follows_crop_size_unless_given():
     ],
 )
 def test_heads_learn_alone_where_they_are_new_and_the_backbone_is_not(weights, epochs, head_epochs):
-    assert Config(weights=weights, epochs=epochs).head_epochs == head_epochs
+    assert Config(weights=weights, epochs=epochs).resolved.head_epochs == head_epochs
 
 
 @pytest.mark.parametrize("weights", [None, "model.keras"])
@@ -93,17 +93,25 @@ def test_heads_learn_alone_on_a_backbone_that_knows_something_else(weights):
         Config(weights=weights, epochs=9, head_epochs=5)
 
 
+def test_other_weights_bring_their_own_learning_rate():
+    scratch = Config(weights="none")
+    assert (
+        dataclasses.replace(scratch, weights="imagenet").resolved
+        == Config(weights="imagenet").resolved
+    )
+
+
 def test_the_learning_rate_grows_with_the_root_of_the_batch():
-    assert Config(batch_size=32).learning_rate == pytest.approx(3e-3)
-    assert Config(batch_size=128).learning_rate == pytest.approx(6e-3)
-    assert Config(batch_size=128, weights="imagenet").learning_rate == pytest.approx(1e-3)
+    assert Config(batch_size=32).resolved.learning_rate == pytest.approx(3e-3)
+    assert Config(batch_size=128).resolved.learning_rate == pytest.approx(6e-3)
+    assert Config(batch_size=128, weights="imagenet").resolved.learning_rate == pytest.approx(1e-3)
     assert Config(batch_size=128, learning_rate=0.02).learning_rate == 0.02
 
 
 def test_every_backbone_is_accepted():
-    assert [Config(backbone=name).backbone for name in BACKBONES] == [
-        f"EfficientNetB{i}" for i in range(8)
-    ]
+    lite = [f"EfficientNetLite{i}" for i in range(5)]
+    assert list(BACKBONES) == [*(f"EfficientNetB{i}" for i in range(8)), *lite]
+    assert [Config(backbone=name).backbone for name in BACKBONES] == list(BACKBONES)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +261,7 @@ def test_to_dict_is_json_and_gives_the_same_settings_back(profile, tmp_path):
     config = Config.from_profile(profile, data=tmp_path, workers=3)
     settings = json.loads(json.dumps(config.to_dict()))
     assert settings == config.to_dict()
-    assert dataclasses.replace(Config(**settings), data=tmp_path, workers=3) == config
+    assert dataclasses.replace(Config(**settings), data=tmp_path, workers=3) == config.resolved
 
 
 def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):

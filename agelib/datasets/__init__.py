@@ -1,1 +1,11 @@
 """Data sets: archives, their labels, your own photos, the sample (notebooks 01 and 07)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "costs": ["describe_costs"],
+        "tables": ["count_reasons", "describe", "images_folder", "kept_by_group", "read_table"],
+    },
+)

@@ -125,20 +125,26 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
     try:
         record = scipy.io.loadmat(path, squeeze_me=True)[name]
         columns = {key: np.atleast_1d(record[key].item()) for key in _COLUMNS}
-    except (ValueError, LookupError, OSError, TypeError, MatReadError) as error:
+    # NotImplementedError: MATLAB's newer format, an HDF5 file, as some convert it.
+    except (
+        *(ValueError, LookupError, OSError, TypeError, MatReadError, NotImplementedError),
+    ) as error:
         raise AgelibError(
             f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
         ) from error
     paths = columns["full_path"].astype(str)
-    age = age_at_photo(columns["photo_taken"], columns["dob"])
+    # A date or a year that is no number gives an age beyond all limits.
+    taken, born = (np.nan_to_num(columns[key].astype(float)) for key in ("photo_taken", "dob"))
+    age = age_at_photo(taken, born)
     male = columns["gender"].astype(float)
+    male = np.where(np.isin(male, (0, 1)), male, np.nan)
     table = pd.DataFrame(
         {
             "path": paths,
             "age": pd.array(age, dtype="Int64"),
             # The file's 1 is male; ours is female.
             "gender": pd.array(np.where(np.isnan(male), np.nan, 1 - male)).astype("Int8"),
-            "person": _persons(columns["name"], columns["dob"], paths),
+            "person": _persons(columns["name"], born, paths),
             "race": pd.array([pd.NA] * len(paths), dtype="Int8"),
         }
     )
@@ -173,13 +179,15 @@ def read_utkface(folder: Path) -> pd.DataFrame:
     """Reads the labels that UTKFace keeps in its file names.
 
     A name that does not say all three labels in order is rejected whole: with one of them left
-    out, nobody can tell which.
+    out, nobody can tell which. Of several copies of an image, as Kaggle's archive has them, the
+    first counts.
 
     Args:
         folder: Any folder of images named `age_gender_race_date.jpg`, at any depth.
 
     Returns:
-        One row for each file, columns as in `read_imdb_wiki`; `person` is the file name.
+        One row for each file, columns as in `read_imdb_wiki`; `person` is the file name. `reject`
+        may be "name", "age" or "duplicate".
 
     Raises:
         AgelibError: If the folder does not exist or holds no file.
@@ -201,7 +209,8 @@ def read_utkface(folder: Path) -> pd.DataFrame:
     )
     out_of_range = ~table["age"].between(MIN_AGE, MAX_AGE).fillna(False).to_numpy(bool)
     unnamed = np.array([label is None for label in labels])
-    table["reject"] = np.select([unnamed, out_of_range], ["name", "age"], "")
+    copies = table["person"].str.lower().str.removesuffix(".chip.jpg").duplicated()
+    table["reject"] = np.select([unnamed, out_of_range, copies], ["name", "age", "duplicate"], "")
     return table
 
 

@@ -449,6 +449,26 @@ def test_a_matlab_file_of_something_else_is_reported(tmp_path):
         read_imdb_wiki(tmp_path, "wiki")
 
 
+def test_a_birth_that_is_no_number_makes_an_impossible_age(tmp_path):
+    births = np.array([[matlab_day(1980, 3, 1), np.nan]])
+    write_mat(tmp_path, [(0, {}), (1, {})], dob=births)
+    assert read_imdb_wiki(tmp_path, "wiki")["reject"].tolist() == ["", "age"]
+
+
+def test_a_gender_other_than_0_and_1_is_unknown(tmp_path):
+    table = read_mat(tmp_path, {"gender": 2.0}, {})
+    assert table["reject"].tolist() == ["gender", ""]
+
+
+def test_matlabs_newer_format_is_reported(tmp_path):
+    write_mat(tmp_path, [(0, {}), (1, {})])
+    content = bytearray((tmp_path / "wiki.mat").read_bytes())
+    content[124:126] = b"\0\2"  # the version in the header
+    (tmp_path / "wiki.mat").write_bytes(bytes(content))
+    with pytest.raises(AgelibError, match=r"wiki\.mat is no IMDB-WIKI metadata"):
+        read_imdb_wiki(tmp_path, "wiki")
+
+
 def test_metadata_of_the_other_set_is_reported(tmp_path):
     write_mat(tmp_path, [(0, {})], "imdb")
     (tmp_path / "imdb.mat").rename(tmp_path / "wiki.mat")
@@ -568,3 +588,9 @@ def test_images_are_counted_by_group_before_and_after(tmp_path):
     assert counts["usable"].tolist() == [2, 0, 2, 0, 0, 1, 3]
     assert counts["kept"].tolist() == [2, 0, 1, 0, 0, 1, 2]
     assert counts["share"]["24-39"] == 0.5
+
+
+def test_copies_of_an_image_count_once(tmp_path):
+    photo = "25_0_2_20170116174525125.jpg"
+    table = utkface(tmp_path, f"UTKFace/{photo}.chip.jpg", f"crop_part1/{photo}.chip.jpg", photo)
+    assert sorted(table["reject"]) == ["", "duplicate", "duplicate"]
