@@ -86,14 +86,14 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
 
 def _print_report(report: dict[str, Any]) -> None:
     from agelib.evaluation.tables import (
+        calibration_table,
         groups_table,
         name_worst,
         recall_table,
         results_table,
-        sureness_table,
     )
 
-    print(*(table(report).to_string() for table in (results_table, sureness_table)), sep="\n\n")
+    print(*(table(report).to_string() for table in (results_table, calibration_table)), sep="\n\n")
     for name, scores in report.get("tests", {report["dataset"]: report}).items():
         tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
         print(f"\ntested on {name}:", *tables, name_worst(scores), sep="\n\n")

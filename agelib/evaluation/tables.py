@@ -26,7 +26,7 @@ _RESULTS = {
     f"GENDER accuracy at ages {BRANCH_NAMES[0]}": ("gender_accuracy_children", 100),
     "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
 }
-_SURENESS = {
+_CALIBRATION = {
     **{
         f"AGE at most {years} year{'s' * (years > 1)} off": (f"age_within_{years}", 100)
         for years in YEARS_WITHIN
@@ -54,9 +54,9 @@ def results_table(report: dict[str, Any]) -> pd.DataFrame:
     return _table(_by_split(report), _RESULTS)
 
 
-def sureness_table(report: dict[str, Any]) -> pd.DataFrame:
+def calibration_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns how far off ages are, and how well the model knows that, as `results_table` does."""
-    return _table(_by_split(report), _SURENESS)
+    return _table(_by_split(report), _CALIBRATION)
 
 
 def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
         reports: Name of a run -> its report, as `agelib.evaluation.evaluate.evaluate_run` returns
             it.
     """
-    return _table(reports, _RESULTS | _SURENESS)
+    return _table(reports, _RESULTS | _CALIBRATION)
 
 
 def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

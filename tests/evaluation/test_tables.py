@@ -6,13 +6,13 @@ from conftest import sure, truth
 
 from agelib.evaluation.scores import breakdown, metrics
 from agelib.evaluation.tables import (
+    calibration_table,
     compare_table,
     estimates_table,
     groups_table,
     name_worst,
     recall_table,
     results_table,
-    sureness_table,
 )
 
 
@@ -59,8 +59,8 @@ def test_the_recall_table_has_intervals(scores):
     assert table["recall"]["1-13"] == "-"
 
 
-def test_the_sureness_table_tells_how_far_off_ages_are(scores):
-    table = sureness_table(scores)
+def test_the_calibration_table_tells_how_far_off_ages_are(scores):
+    table = calibration_table(scores)
     assert table.loc["AGE at most 5 years off", "test"].startswith("85.0 % (")
     assert table.loc["GENDER calibration error (ECE)", "test"] == "50.0 %"
     assert table.loc["AGE, width of that interval, years", "test"] == "0.0"
@@ -132,7 +132,7 @@ def test_tables_of_ranges_have_what_there_is():
     table = results_table(ranges)
     assert table.loc["AGE in its range", "test"] == "50.0 % (0.0-100.0)"
     assert "AGE accuracy (5 branches)" not in table.index
-    assert "AGE in its 80 % interval" not in sureness_table(ranges).index
+    assert "AGE in its 80 % interval" not in calibration_table(ranges).index
     assert recall_table(ranges).index.tolist() == ["Male", "Female"]
     assert groups_table(ranges).columns.tolist()[1] == "AGE in its range"
     listed = estimates_table(true, outputs)
