@@ -152,11 +152,12 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
     """
     if not agreement["pairs"]:
         return "No two of these faces are near-duplicates."
+    branch, gender = (f"{100 * agreement[label]:.0f} %" for label in ("age_branch", "gender"))
     return (
         f"{agreement['pairs']:,} pairs of these faces are near-duplicates. Their labels agree on "
-        f"the age branch in {agreement['age_branch']:.0%} and on the gender in "
-        f"{agreement['gender']:.0%}, and differ by {agreement['age_difference']:.1f} years on "
-        "average: the limit of what a score on this set can mean."
+        f"the age branch in {branch} and on the gender in {gender}, and differ by "
+        f"{agreement['age_difference']:.1f} years on average: the limit of what a score on this "
+        "set can mean."
     )
 
 
