@@ -50,6 +50,8 @@ class Backbone:
         width: Multiplier of the channels of B0.
         depth: Multiplier of the blocks of B0.
         dropout: Rate before the heads.
+        size: Pixels per side of the images that it was designed for.
+        multiply_adds: For one such image.
         lite: Whether it is an EfficientNet-Lite: no squeeze-and-excitation, ReLU6, and the first
             and last layers unscaled.
     """
@@ -57,25 +59,27 @@ class Backbone:
     width: float
     depth: float
     dropout: float
+    size: int
+    multiply_adds: float
     lite: bool = False
 
 
 # Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
 # the Lite models: github.com/tensorflow/tpu, models/official/efficientnet/lite.
 BACKBONES = {
-    "EfficientNetB0": Backbone(1.0, 1.0, 0.2),
-    "EfficientNetB1": Backbone(1.0, 1.1, 0.2),
-    "EfficientNetB2": Backbone(1.1, 1.2, 0.3),
-    "EfficientNetB3": Backbone(1.2, 1.4, 0.3),
-    "EfficientNetB4": Backbone(1.4, 1.8, 0.4),
-    "EfficientNetB5": Backbone(1.6, 2.2, 0.4),
-    "EfficientNetB6": Backbone(1.8, 2.6, 0.5),
-    "EfficientNetB7": Backbone(2.0, 3.1, 0.5),
-    "EfficientNetLite0": Backbone(1.0, 1.0, 0.2, lite=True),
-    "EfficientNetLite1": Backbone(1.0, 1.1, 0.2, lite=True),
-    "EfficientNetLite2": Backbone(1.1, 1.2, 0.3, lite=True),
-    "EfficientNetLite3": Backbone(1.2, 1.4, 0.3, lite=True),
-    "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, lite=True),
+    "EfficientNetB0": Backbone(1.0, 1.0, 0.2, 224, 0.39e9),
+    "EfficientNetB1": Backbone(1.0, 1.1, 0.2, 240, 0.70e9),
+    "EfficientNetB2": Backbone(1.1, 1.2, 0.3, 260, 1.0e9),
+    "EfficientNetB3": Backbone(1.2, 1.4, 0.3, 300, 1.8e9),
+    "EfficientNetB4": Backbone(1.4, 1.8, 0.4, 380, 4.2e9),
+    "EfficientNetB5": Backbone(1.6, 2.2, 0.4, 456, 9.9e9),
+    "EfficientNetB6": Backbone(1.8, 2.6, 0.5, 528, 19e9),
+    "EfficientNetB7": Backbone(2.0, 3.1, 0.5, 600, 37e9),
+    "EfficientNetLite0": Backbone(1.0, 1.0, 0.2, 224, 0.407e9, lite=True),
+    "EfficientNetLite1": Backbone(1.0, 1.1, 0.2, 240, 0.631e9, lite=True),
+    "EfficientNetLite2": Backbone(1.1, 1.2, 0.3, 260, 0.899e9, lite=True),
+    "EfficientNetLite3": Backbone(1.2, 1.4, 0.3, 280, 1.44e9, lite=True),
+    "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, 300, 2.64e9, lite=True),
 }
 
 

@@ -94,8 +94,7 @@ def _extract_again(name: str, config: Config) -> None:
 
 def _is_yours(name: str, config: Config) -> bool:
     """Tells whether a data set is a folder of the user's, and no archive."""
-    archive = config.raw / find(name).archive.file
-    return name == "own" or (is_loose(images_folder(name, config)) and not archive.exists())
+    return name == "own" or is_loose(images_folder(name, config))
 
 
 def _your_images(name: str, config: Config) -> Path:

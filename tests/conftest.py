@@ -105,14 +105,18 @@ def own_faces(sample_faces, tmp_path):
     return dataclasses.replace(sample_faces, data=tmp_path)
 
 
-def build_tiny_model(
-    backbone, image_size, weights=None, augment=True, drop_connect_rate=0.0, precision="float32"
-):
+def build_tiny_model(backbone, image_size, weights=None, augment=True, precision="float32", **_):
     """Builds what `network.build_model` does, with all its outputs, small enough for a test.
 
     Like the real one it has layers that are random in training, and others that keep statistics.
     """
-    from agelib.backend import keras
+    from agelib.backend import keras, keras_settings
+
+    with keras_settings(precision):
+        return _tiny_model(keras, image_size, augment)
+
+
+def _tiny_model(keras, image_size, augment):
     from agelib.labels import AGE_BRANCHES
     from agelib.model.augment import build_augmentation
 

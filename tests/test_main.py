@@ -60,6 +60,11 @@ def refused(arguments):
 # Settings
 
 
+def test_one_test_set_may_be_asked_for_in_the_singular(asked):
+    assert main(["evaluate", "--test-source", "aaf"]) == 0
+    assert asked[0].test_sources == ("aaf",)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_is_an_option_of_every_command(asked, command):
     needed = {"predict": ["photo.jpg"], "export": ["--output", "out"]}

@@ -6,7 +6,7 @@ two cores and no GPU, reckoned from published figures, or guessed.
 
 import pandas as pd
 
-from agelib.config import Config
+from agelib.config import BACKBONES, Config
 from agelib.datasets.tables import find
 
 # Images that pass the metadata rules, and bytes of a stored crop of 160 pixels for each of them.
@@ -16,17 +16,6 @@ _DOWNLOAD = 10e6  # bytes a second; a guess
 _CLEAN = 370  # images a second, two cores, of images of 64 to 200 pixels: bench_clean.py
 _RUN = 0.3e9  # bytes of a run: model, optimizer's state; reckoned for B4's 18 million weights
 
-# Multiply-adds for an image of so many pixels a side: Tan & Le, "EfficientNet", ICML 2019.
-_NATIVE = {
-    "EfficientNetB0": (0.39e9, 224),
-    "EfficientNetB1": (0.70e9, 240),
-    "EfficientNetB2": (1.0e9, 260),
-    "EfficientNetB3": (1.8e9, 300),
-    "EfficientNetB4": (4.2e9, 380),
-    "EfficientNetB5": (9.9e9, 456),
-    "EfficientNetB6": (19e9, 528),
-    "EfficientNetB7": (37e9, 600),
-}
 # Multiply-adds a second of images that are trained on.
 _CPU = 2.7e9  # 85 images a second of 64 pixels with B0, two cores
 # NVIDIA's DeepLearningExamples name 211 images a second for B4 at 380 pixels on a V100 in mixed
@@ -55,8 +44,9 @@ def training_hours(config: Config, faces: int, gpu: bool) -> float:
     Returns:
         Hours.
     """
-    work, native = _NATIVE[config.backbone]
-    rate = (_GPU if gpu else _CPU) / (work * (config.resolved.image_size / native) ** 2)
+    backbone = BACKBONES[config.backbone]
+    work = backbone.multiply_adds * (config.resolved.image_size / backbone.size) ** 2
+    rate = (_GPU if gpu else _CPU) / work
     return faces * config.epochs / min(rate, _READ) / 3600
 
 

@@ -53,11 +53,11 @@ def read_labelled(folder: Path) -> pd.DataFrame:
         folder: With the images, at any depth, and `labels.csv`.
 
     Returns:
-        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; `age` and
-        `age_high` are the ends of a range, as far as it lies in 1 to 85; `race` is the file's own
-        word for it, `split` "train", "val", "test" or "" where the file names none. `reject` may be
-        "outside" (of the folder), "missing", "duplicate" (named before), "age", "gender", or
-        "unlabelled" (an image that the file does not name).
+        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; where there
+        are ranges `age` and `age_high` are their ends, as far as they lie in 1 to 85; `race` is the
+        file's own word for it, `split` "train", "val", "test" or "" where the file names none.
+        `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
+        "gender", or "unlabelled" (an image that the file does not name).
 
     Raises:
         AgelibError: If the folder or the file is missing, or no table with those columns, or it
@@ -93,6 +93,8 @@ def read_labelled(folder: Path) -> pd.DataFrame:
         ["outside", "missing", "duplicate", "age", "gender"],
         "",
     )
+    if age.equals(age_high):
+        table = table.drop(columns="age_high")
     return _with_unlabelled(table, [images[path] for path in images.keys() - set(paths)])
 
 

@@ -181,13 +181,16 @@ def unpack(source: Path, target: Path) -> None:
 def _find_top(source: Path, new: Path, name: str) -> Path:
     """Returns the folder with the images among what was unpacked."""
     if source.suffix != ".zip":
-        found, what = [new / name] * (new / name).is_dir(), f"folder {name}"
+        tops, what = [new / name], f"folder {name}"
     else:
-        found = sorted((path.parent for path in new.rglob(LABELS)), key=lambda p: len(p.parts))
-        what = LABELS
-    if not found:
+        tops, what = sorted((path.parent for path in new.rglob(LABELS)), key=_depth), LABELS
+    if not (tops and tops[0].is_dir()):
         raise AgelibError(f"{source} holds no {what}: it is another archive.")
-    return found[0]
+    return tops[0]
+
+
+def _depth(path: Path) -> int:
+    return len(path.parts)
 
 
 def _extract_all(source: Path, folder: Path) -> None:

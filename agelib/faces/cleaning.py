@@ -166,14 +166,18 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
         "dataset": name,
         "crop": config.crop,
         "races": _races(table),
-        "official": sorted(set(table["official"][table["reject"] == ""]) - {""})
-        if "official" in table
-        else [],
+        "official": _official(table),
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
         "unit_rows": UNIT_ROWS,
         "table": hashlib.sha256(os.fsencode(text)).hexdigest(),
     }
+
+
+def _official(table: pd.DataFrame) -> list[str]:
+    """Returns which splits the set's own labels name."""
+    named = table.loc[table["reject"] == "", "official"] if "official" in table else ()
+    return sorted(set(named) - {""})
 
 
 def _races(table: pd.DataFrame) -> list[str]:

@@ -52,14 +52,15 @@ class RandomLight(keras.layers.Layer):
         def draw(low: float, high: float, last: int = 1) -> tf.Tensor:
             return keras.random.uniform((batch, 1, 1, last), low, high, "float32", self._generator)
 
+        # In full floats: half ones cannot tell dark pixels apart.
+        lit = keras.ops.clip(keras.ops.cast(images, "float32") / 255, 1e-4, 1)
         gain = 1 + draw(-self.colour, self.colour, channels)
         dark = keras.ops.exp(draw(math.log(self.darkest), 0))
         gain *= keras.ops.where(draw(0, 1) < 0.25, dark, 1 + draw(-0.15, 0.15))
-        lit = keras.ops.clip(images / 255, 1e-4, 1) ** keras.ops.exp(draw(-self.gamma, self.gamma))
-        lit *= gain
+        lit = gain * lit ** keras.ops.exp(draw(-self.gamma, self.gamma))
         mean = keras.ops.mean(lit, axis=(1, 2, 3), keepdims=True)
         lit = mean + (lit - mean) * (1 + draw(-self.contrast, self.contrast))
-        return 255 * keras.ops.clip(lit, 0, 1)
+        return keras.ops.cast(255 * keras.ops.clip(lit, 0, 1), images.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras needs to make the layer again."""

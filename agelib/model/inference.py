@@ -121,7 +121,9 @@ def _mean_of_views(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: each.mean(axis=0) for name, each in views.items()}
 
 
-def fit_temperature(views: np.ndarray, true: np.ndarray) -> float:
+def fit_temperature(
+    views: np.ndarray, true: np.ndarray, highest: np.ndarray | None = None
+) -> float:
     """Returns by what to divide logits so that their probabilities come true most often.
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; here the mean over the views
@@ -134,19 +136,22 @@ def fit_temperature(views: np.ndarray, true: np.ndarray) -> float:
     Args:
         views: Probabilities of shape (views, n, classes).
         true: Codes of the classes, shape (n,).
+        highest: The last codes of labels that are ranges and begin at `true`.
 
     Returns:
         Below 1 if the model doubts too much, above 1 if it is too sure; from 0.5 to 5.
     """
     logits = np.log(np.maximum(views, np.finfo(np.float32).tiny))
-    faces = np.arange(len(true))
+    classes = np.arange(views.shape[-1])
+    last = true if highest is None else highest
+    allowed = (classes >= true[:, None]) & (classes <= last[:, None])
 
     def negative_log_posterior(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
         probabilities = (scaled / scaled.sum(axis=-1, keepdims=True)).mean(axis=0)
-        likelihood = np.log(np.maximum(probabilities[faces, true], 1e-12)).sum()
-        return (log_temperature / _SPREAD) ** 2 / 2 - float(likelihood)
+        likelihoods = np.maximum((probabilities * allowed).sum(axis=1), 1e-12)
+        return (log_temperature / _SPREAD) ** 2 / 2 - float(np.log(likelihoods).sum())
 
     found = minimize_scalar(
         negative_log_posterior, bounds=np.log([_LEAST, _MOST]), method="bounded"

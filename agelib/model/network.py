@@ -1,4 +1,4 @@
-"""The network: EfficientNet B0 to B7 on the `efficientnet` package, with two heads."""
+"""The network: an EfficientNet(-Lite) of the `efficientnet` package, with two heads."""
 
 from pathlib import Path
 from typing import Any
@@ -178,20 +178,25 @@ def build_backbone(
         AgelibError: If the weights cannot be had.
     """
     spec = BACKBONES[name]
-    if spec.lite and weights == "imagenet" and name == "EfficientNetLite0":
+    if name == "EfficientNetLite0" and weights == "imagenet":
         weights = str(LITE0_WEIGHTS)
+    if spec.lite and weights in ("imagenet", "noisy-student"):
+        raise AgelibError(
+            f"{weights} weights for {name} do not come with agelib: use --weights none, or "
+            "--backbone EfficientNetLite0 with --weights imagenet, or name as --weights an .npz "
+            "file that python -m agelib.model.imagenet made."
+        )
     build = _lite if spec.lite else _efficientnet
     try:
-        if spec.lite and weights in ("imagenet", "noisy-student"):
-            raise ValueError("only those of EfficientNetLite0 for ImageNet come with agelib")
         return build(name, spec, image_size, weights, drop_connect_rate)
     # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
     except Exception as error:
         if weights is None:
             raise
+        network = "" if Path(weights).suffix else "check the network and run this again, "
         raise AgelibError(
-            f"{weights} weights for {name} cannot be had ({first_line(error)}): check the network "
-            "and run this again, name a downloaded file as --weights, or use --weights none."
+            f"{weights} weights for {name} cannot be had ({first_line(error)}): {network}name "
+            "a file of this backbone's weights as --weights, or use --weights none."
         ) from error
 
 

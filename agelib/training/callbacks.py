@@ -23,10 +23,12 @@ def best_weights_path(folder: Path) -> Path:
 def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
     """Writes a run's history, one row an epoch, to history.csv and returns it.
 
-    The column `best` marks the epoch with the lowest validation loss, whose model is the run's.
+    The column `best` marks the epoch with the lowest validation loss, whose model is the run's. A
+    run that an earlier agelib began has none: it ends with the model of its last epoch.
     """
     table = pd.DataFrame(history)
-    table["best"] = table.index == table["val_loss"].idxmin()
+    known = best_weights_path(folder).exists()
+    table["best"] = known & (table.index == table["val_loss"].idxmin())
     with atomic(folder / "history.csv") as partial:
         table.to_csv(partial, index=False)
     return table
@@ -110,7 +112,6 @@ class Checkpoint(keras.callbacks.Callback):
         folder: The run's.
         history: The epochs that are done; each finished one is added.
         note: What the checkpoint says of itself, beside the history and the `seconds` it took.
-        remote: The run's folder on Drive, or None.
         on_epoch: Called after each epoch with the history so far.
     """
 
@@ -136,8 +137,9 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
             return
         best = best_weights_path(self._folder)
-        before = [row["val_loss"] for row in self._history] if best.exists() else []
-        if values["val_loss"] < min(before, default=math.inf):
+        before = [row["val_loss"] for row in self._history]
+        # Without a best epoch so far, the others are those of an earlier agelib, with other losses.
+        if not before or (best.exists() and values["val_loss"] < min(before)):
             with atomic(best) as partial, open(partial, "wb") as file:
                 np.savez(file, *averaged_weights(self.model))
         self._history.append({"epoch": epoch + 1, **values})

@@ -26,6 +26,7 @@ from agelib.training.callbacks import (
     Progress,
     Reseed,
     Schedule,
+    averaged_weights,
     averaging,
     best_weights_path,
     write_history,
@@ -65,6 +66,8 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
         return read_history(folder)
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
     faces["train"], left_out = _without_duplicates(faces["train"], faces["val"], config)
+    _check_classes("gender", faces["train"].gender, GENDERS)
+    _check_classes("age branch", faces["train"].age_branch, BRANCH_NAMES)
     note = _note(config, faces) | {"near_duplicates": left_out}
     with strategy().scope():
         for found in faces.values():  # before the run is noted: they may need other settings
@@ -90,9 +93,9 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
         )
     finished = _best_model(model, config)
     note |= {"temperatures": calibrate(finished, faces["val"])}
-    save_model(finished, done, note)
     made_in = note["environment"] | {"seconds": round(note["seconds"])}
     write_json(folder / "config.json", made_of | {"environment": made_in})
+    save_model(finished, done, note)  # last, as a run that has it is finished
     return read_history(folder)
 
 
@@ -100,6 +103,8 @@ def _begin_phase(model: keras.Model, config: Config, heads_alone: bool, steps: i
     if heads_alone:
         freeze_backbone(model)
     elif config.new_heads:
+        if model.optimizer:  # as `fit` ends, and a checkpoint of its last epoch does not
+            model.set_weights(averaged_weights(model))
         unfreeze_backbone(model)
     compile_model(model, steps)
 
@@ -202,7 +207,7 @@ def _check_settings(config: Config, made_of: dict[str, Any]) -> None:
 
 
 def _open_faces(config: Config, split: str) -> FaceSet:
-    """Opens a split and makes sure that its crops fit and that there is something to tell apart."""
+    """Opens a split and makes sure that its crops fit."""
     check_splits(config.train_sources, config)
     folders = [config.faces / name for name in config.train_sources]
     for folder in folders:
@@ -211,11 +216,7 @@ def _open_faces(config: Config, split: str) -> FaceSet:
                 f"{folder} holds crops of {crop}, but {config.crop} is asked for: train with those "
                 "settings, or clean again with these."
             )
-    faces = FaceSet(folders, split)
-    if split == "train":
-        _check_classes("gender", faces.gender, GENDERS)
-        _check_classes("age branch", faces.age_branch, BRANCH_NAMES)
-    return faces
+    return FaceSet(folders, split)
 
 
 def _without_duplicates(
@@ -227,6 +228,10 @@ def _without_duplicates(
     tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
     duplicate = duplicates_of_held_out(train, val, *tests)
     counts = np.bincount(train.source[duplicate], minlength=len(train.sources)).tolist()
+    if duplicate.all():
+        raise AgelibError(
+            f"All {len(train)} training faces nearly equal held-out ones: use more data."
+        )
     return train.select(~duplicate), dict(zip(train.sources, counts, strict=True))
 
 
@@ -263,7 +268,7 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
     copy = build_model(config.backbone, config.image_size, augment=False)
     path = best_weights_path(config.run_folder)
     if not path.exists():  # the run of an earlier agelib, which kept the last epoch only
-        copy.set_weights(model.get_weights())
+        copy.set_weights(averaged_weights(model))
         return copy
     with np.load(path, allow_pickle=False) as arrays:
         copy.set_weights([arrays[name] for name in arrays.files])

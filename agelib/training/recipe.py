@@ -101,8 +101,8 @@ def calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
         By what the logits of "age" and "gender" were divided.
     """
     views = estimate_views(model, faces)
-    true = {"age": faces.age - MIN_AGE, "gender": faces.gender}
-    temperatures = {head: fit_temperature(views[head], codes) for head, codes in true.items()}
+    true = {"age": (faces.age - MIN_AGE, faces.age_high - MIN_AGE), "gender": (faces.gender,)}
+    temperatures = {head: fit_temperature(views[head], *codes) for head, codes in true.items()}
     for head, temperature in temperatures.items():
         scale_logits(model, head, temperature)
     return temperatures

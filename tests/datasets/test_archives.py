@@ -61,6 +61,9 @@ def test_a_folder_that_was_put_there_stays_as_it_is(config):
     folder.mkdir(parents=True)
     (folder / "labels.csv").write_bytes(LABELS)
     assert steps.download("faces", config) == folder
+    write_zip(config.raw / "faces.zip", GOOD)
+    assert steps.download("faces", config) == folder
+    assert contents(folder) == {"labels.csv": LABELS}
     with pytest.raises(AgelibError, match=r"None of the 1 images .* \(1 missing, a\.jpg for one\)"):
         read_table("faces", config)
 

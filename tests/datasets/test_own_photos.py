@@ -87,7 +87,7 @@ def test_a_column_of_one_gender_leaves_no_doubt(folder):
     ],
 )
 def test_an_age_may_be_a_range(folder, text, ends):
-    row = read(folder, HEADER + f"a.jpg,{text},1\n").loc["a.jpg"]
+    row = read(folder, HEADER + f"a.jpg,{text},1\nb.PNG,3-9,1\n").loc["a.jpg"]
     assert (row["age"], row["age_high"]) == ends
     assert row["reject"] == ""
 

@@ -115,13 +115,13 @@ def test_empty_frames_are_duplicates_of_nothing():
 
 
 def test_pairs_are_found_anywhere_in_a_large_set(rng):
-    thumbs = random_thumbnails(11_000, rng)
-    copies = {(0, 1), (2047, 2048), (3, 8191), (4, 8192), (10_240, 10_998), (5, 10_999)}
+    thumbs = random_thumbnails(6000, rng)
+    copies = {(0, 1), (2047, 2048), (3, 4095), (4, 4096), (4097, 5998), (5, 5999)}
     for first, second in copies:
         thumbs[second] = thumbs[first]
     assert as_set(near_duplicates(thumbs)) == copies
-    between = {(second - 5000, first) for first, second in copies if first < 5000 <= second}
-    assert as_set(near_duplicates(thumbs[5000:], thumbs[:5000])) == between
+    between = {(second - 4096, first) for first, second in copies if first < 4096 <= second}
+    assert as_set(near_duplicates(thumbs[4096:], thumbs[:4096])) == between
 
 
 def test_every_pair_of_several_copies_counts_once(rng):
@@ -145,12 +145,12 @@ def test_no_pairs_have_the_shape_of_pairs(rng):
 
 
 def test_memory_does_not_grow_with_the_square_of_the_faces(rng):
-    thumbs = random_thumbnails(12_000, rng)
+    thumbs = random_thumbnails(8000, rng)
     tracemalloc.start()
     near_duplicates(thumbs)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < len(thumbs) ** 2 * 4 / 3
+    assert peak < len(thumbs) ** 2  # bytes: a quarter of all correlations
 
 
 def test_train_faces_that_are_held_out_in_any_set_are_named(tmp_path):

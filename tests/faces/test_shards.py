@@ -37,7 +37,13 @@ def make(tmp_path):
         crop = {"crop_size": crop_size, "margin": 0.3}
         write_json(
             folder / "manifest.json",
-            {"format": version, "crop": crop, "races": RACES, "shards": notes},
+            {
+                "format": version,
+                "dataset": "photos",
+                "crop": crop,
+                "races": RACES,
+                "shards": notes,
+            },
         )
         return folder
 

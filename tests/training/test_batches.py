@@ -6,7 +6,7 @@ from agelib.datasets.tables import read_table
 from agelib.faces.cleaning import clean_table
 from agelib.faces.shards import FaceSet
 from agelib.labels import age_branch
-from agelib.training.batches import age_distributions, ordered_batches, train_batches
+from agelib.training.batches import ordered_batches, train_batches
 
 BATCH = 16
 
@@ -139,8 +139,7 @@ def test_targets_belong_to_their_images(train_faces, even, numbers):
     for images, targets in train_batches(train_faces, even, BATCH, 64, 3).take(20):
         found = numbers(images.numpy())
         ages = train_faces.age[found]
-        assert (targets["age"].numpy().argmax(axis=1) + 1).tolist() == ages.tolist()
-        np.testing.assert_allclose(targets["age"].numpy().sum(axis=1), 1, atol=1e-5)
+        assert targets["age"].numpy().tolist() == [[age, age] for age in ages]
         assert targets["age_branch"].numpy().tolist() == age_branch(ages).tolist()
         assert targets["gender"].numpy().tolist() == train_faces.gender[found].tolist()
 
@@ -150,8 +149,16 @@ def test_ordered_batches_give_every_face_once_in_order(val_faces):
     assert [len(images) for images, _ in batches] == [20, 20, 4]
     genders = np.concatenate([targets["gender"].numpy() for _, targets in batches])
     assert genders.tolist() == val_faces.gender.tolist()
-    ages = np.concatenate([targets["age"].numpy().argmax(axis=1) for _, targets in batches]) + 1
-    assert ages.tolist() == val_faces.age.tolist()
+    ages = np.concatenate([targets["age"].numpy() for _, targets in batches])
+    assert ages.tolist() == [[age, age] for age in val_faces.age]
+
+
+def test_a_range_has_its_ends_and_no_branch_if_it_is_in_several(val_faces):
+    faces = val_faces.select(np.arange(4))
+    faces.index["age"], faces.index["age_high"] = [3, 13, 60, 30], [9, 14, 85, 30]
+    [(_, targets)] = ordered_batches(faces, 4, 64)
+    assert targets["age"].numpy().tolist() == [[3, 9], [13, 14], [60, 85], [30, 30]]
+    assert targets["age_branch"].numpy().tolist() == [0, -1, 4, 2]
 
 
 def test_several_data_sets_come_one_after_the_other(sample_faces, tmp_path):
@@ -180,28 +187,5 @@ def test_shapes_are_known_before_the_first_batch(train_faces, even):
     # Otherwise the training step is traced anew for each shape.
     images, targets = train_batches(train_faces, even, BATCH, 64, 0).element_spec
     assert images.shape[1:] == (64, 64, 3)
-    assert targets["age"].shape[1:] == (85,)
+    assert targets["age"].shape[1:] == (2,)
     assert targets["gender"].shape.rank == 1
-
-
-# Label distributions
-
-
-def test_an_age_becomes_a_bell_curve_that_sums_to_one_and_peaks_at_the_age():
-    curves = age_distributions()
-    assert curves.shape == (85, 85)
-    np.testing.assert_allclose(curves.sum(axis=1), 1, atol=1e-6)
-    assert curves.argmax(axis=1).tolist() == list(range(85))
-    assert (curves >= 0).all()
-
-
-def test_the_curve_is_symmetric_and_as_wide_as_asked_for():
-    curves = age_distributions(sigma=2.0)
-    np.testing.assert_allclose(curves[40, 35:40], curves[40, 45:40:-1], rtol=1e-5)
-    assert curves[40, 42] / curves[40, 40] == pytest.approx(np.exp(-0.5), rel=1e-4)
-
-
-def test_at_the_ends_the_curve_is_cut_off_and_still_sums_to_one():
-    curves = age_distributions()
-    assert curves[0, 0] > curves[40, 40]
-    assert curves[-1, -1] == pytest.approx(curves[0, 0])

@@ -378,12 +378,10 @@ from agelib.backend import tf
 [cpu] = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from conftest import build_tiny_model
-from agelib.model import network
-from agelib.model import hardware
 from agelib.training import loop
 from agelib.config import Config
-network.build_model = build_tiny_model
-hardware.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+loop.build_model = build_tiny_model
+loop.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = Config.from_profile("sample", data=Path(sys.argv[1]), epochs=3, run="tiny",
     batch_size=33, learning_rate=0.002)
 def stop(history):
@@ -471,11 +469,9 @@ import dataclasses, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from conftest import build_tiny_model
-from agelib.training import callbacks
-from agelib.model import network
 from agelib.training import loop
 from agelib.config import Config
-network.build_model = build_tiny_model
+loop.build_model = build_tiny_model
 replace, calls = os.replace, []
 def killed_before_the_second_checkpoint_gets_its_name(source, target):
     calls.append(Path(target).name)

@@ -1,9 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from agelib.backend import keras
-from agelib.training.batches import age_distributions
-from agelib.training.recipe import YearsOff, face_weights, learning_rates
+from agelib.training.recipe import compile_model, learning_rates, sampling_weights
 
 # Whom it sees how often
 
@@ -12,9 +12,13 @@ from agelib.training.recipe import YearsOff, face_weights, learning_rates
 def shares():
     """Tells which share of what training shows each age branch and gender has."""
 
-    def count(age_branch, gender):
+    def count(age_branch, gender, source=None, sources=("utkface",)):
         age_branch, gender = np.array(age_branch), np.array(gender)
-        weights = face_weights(age_branch, gender)
+        source = np.zeros(len(gender), int) if source is None else np.array(source)
+        faces = SimpleNamespace(
+            age_branch=age_branch, gender=gender, source=source, sources=sources
+        )
+        weights = sampling_weights(faces)
         assert weights.shape == age_branch.shape
         assert (weights > 0).all()
         found = np.zeros((5, 2))
@@ -46,7 +50,20 @@ def test_no_face_is_learned_by_heart(shares):
     assert weights.mean() == pytest.approx(1)
 
 
-# Rate and metric
+def test_a_set_with_unchecked_labels_is_shown_half_as_often(shares):
+    source = np.arange(200) % 2
+    found, weights = shares([2] * 200, np.arange(200) // 100, source, ("aaf", "wiki"))
+    np.testing.assert_allclose(weights[source == 0], 4 / 3)
+    np.testing.assert_allclose(weights[source == 1], 2 / 3)
+    np.testing.assert_allclose(found[2], 0.5)
+
+
+def test_sets_of_the_user_s_own_count_fully(shares):
+    _, weights = shares([2] * 100, [0, 1] * 50, [0] * 50 + [1] * 50, ("holidays", "own"))
+    np.testing.assert_allclose(weights, 1)
+
+
+# Rate and average
 
 
 def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
@@ -61,25 +78,27 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing():
     assert rates[-1] == pytest.approx(0, abs=1e-7)
 
 
-def test_years_off_is_the_mean_distance_of_the_median():
-    one_hot = np.eye(85, dtype=np.float32)
-    metric = YearsOff()
-    metric.update_state(one_hot[[29, 9]], one_hot[[36, 4]])
-    assert float(metric.result()) == pytest.approx((7 + 5) / 2)
-    torn = np.zeros((1, 85), np.float32)
-    torn[0, [19, 29, 79]] = 0.3, 0.3, 0.4  # its median is 30, its mean 47
-    metric.update_state(one_hot[[29]], torn)
-    assert float(metric.result()) == pytest.approx((7 + 5 + 0) / 3)
+@pytest.mark.parametrize(("steps", "momentum"), [(8, 0.5), (200, 0.9), (10**6, 0.999)])
+def test_the_average_is_over_the_last_steps_and_so_are_the_statistics(
+    tiny_networks, steps, momentum
+):
+    model = tiny_networks("EfficientNetB0", 32)
+    compile_model(model, steps)
+    assert model.optimizer.ema_momentum == pytest.approx(momentum)
+    assert model.get_layer("backbone").get_layer("norm").momentum == pytest.approx(momentum)
 
 
-def test_years_off_knows_the_age_at_both_ends():
-    metric = YearsOff()
-    metric.update_state(age_distributions()[[0, 84]], np.eye(85, dtype=np.float32)[[0, 84]])
-    assert float(metric.result()) == 0
-
-
-def test_years_off_is_restored_from_a_checkpoint():
-    metric = YearsOff(name="off")
-    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
-    assert isinstance(restored, YearsOff)
-    assert restored.name == "off"
+def test_what_is_minimised_is_the_age_and_the_gender(tiny_networks):
+    model = tiny_networks("EfficientNetB0", 32)
+    compile_model(model, 10)
+    images = np.zeros((4, 32, 32, 3))
+    targets = {
+        "age": np.array([[3, 9], [30, 30], [10, 19], [85, 85]]),
+        "age_branch": np.array([0, 2, -1, 4]),
+        "gender": np.array([0, 1, 0, 1]),
+    }
+    found = model.evaluate(images, targets, verbose=0, return_dict=True)
+    assert set(found) == {
+        *("loss", "age_loss", "gender_loss", "age_mae", "age_branch_accuracy", "gender_accuracy"),
+    }
+    assert found["loss"] == pytest.approx(found["age_loss"] + found["gender_loss"], rel=1e-5)
