@@ -101,10 +101,10 @@ def test_every_test_face_is_listed_with_its_estimate(run, model):
     table = pd.read_csv(run.run_folder / "estimates.csv")
     faces = FaceSet([run.faces / "utkface"], "test")
     assert table["path"].tolist() == faces.paths
-    assert (table["age_branch"] == table["said_branch"]).mean() == pytest.approx(
+    assert (table["age_branch"] == table["estimated_branch"]).mean() == pytest.approx(
         report["age_branch_accuracy"]
     )
-    assert (table["said_age"] - table["age"]).abs().mean() == pytest.approx(
+    assert (table["estimated_age"] - table["age"]).abs().mean() == pytest.approx(
         report["age_mae"], abs=0.01
     )
 

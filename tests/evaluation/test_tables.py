@@ -126,13 +126,13 @@ def test_estimates_are_listed_face_by_face():
         "age_branch": "24-39",
         "gender": "Female",
         "race": "",
-        "said_age": 28,
+        "estimated_age": 28,
         "years_off": -2,
         "age_low": 28,
         "age_high": 28,
-        "said_branch": "24-39",
+        "estimated_branch": "24-39",
         "branch_confidence": 0.6,
-        "said_gender": "Male",
+        "estimated_gender": "Male",
         "gender_confidence": 1.0,
     }
     assert table["race"].tolist() == ["", "Asian"]
