@@ -63,14 +63,12 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
 
     if options["against"] and (options["images"] or options["model"]):
         raise AgelibError("--against sets runs side by side: leave out --images and --model.")
-    if options["images"] or options["model"]:
+    if options["model"] and not options["images"]:
+        raise AgelibError("--model needs --images, a folder with a labels.csv or UTKFace's names.")
+    if options["images"]:
         path = _model_path(config, options)
         model, note = load_model(path)
         config = dataclasses.replace(config, **note["crop"], image_size=None)
-        if not options["images"]:
-            raise AgelibError(
-                "--model needs --images, a folder with a labels.csv or UTKFace's names."
-            )
         report = evaluate_folder(options["images"], model, path, config)
     elif options["against"]:
         table = steps.compare(config, [config.run, *options["against"]])
@@ -86,17 +84,19 @@ def _evaluate(config: Config, options: dict[str, Any]) -> None:
 
 def _print_report(report: dict[str, Any]) -> None:
     from agelib.evaluation.tables import (
+        calibration_table,
+        duplicates_sentence,
         groups_table,
         name_worst,
         recall_table,
         results_table,
-        sureness_table,
     )
 
-    print(*(table(report).to_string() for table in (results_table, sureness_table)), sep="\n\n")
+    print(*(table(report).to_string() for table in (results_table, calibration_table)), sep="\n\n")
     for name, scores in report.get("tests", {report["dataset"]: report}).items():
         tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
-        print(f"\ntested on {name}:", *tables, name_worst(scores), sep="\n\n")
+        limits = (name_worst(scores), duplicates_sentence(scores["near_duplicates"]))
+        print(f"\ntested on {name}:", *tables, *limits, sep="\n\n")
         rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
         print(f"left out of {name}: {rejected or 'nothing'}")
     print(

@@ -85,4 +85,5 @@ def verify(path: Path, checksum: Checksum) -> None:
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:
     """Writes a table for spreadsheets; a file's name in it may be bytes that are no text."""
-    table.to_csv(path, index=False, encoding="utf-8", errors="surrogateescape")
+    # Without its mark at the beginning, Excel takes UTF-8 for another encoding.
+    table.to_csv(path, index=False, encoding="utf-8-sig", errors="surrogateescape")

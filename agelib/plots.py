@@ -312,9 +312,9 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
     heads = [head for head in heads if head[1] in estimates]
     figure = Figure(figsize=(4 * len(heads), 3.6), layout="constrained")
     axes = figure.subplots(1, len(heads), squeeze=False)[0]
-    for axis, (said, true, title) in zip(axes, heads, strict=True):
-        confidence = estimates[f"{said}_confidence"].to_numpy()
-        right = (estimates[f"said_{said}"] == estimates[true]).to_numpy()
+    for axis, (name, true, title) in zip(axes, heads, strict=True):
+        confidence = estimates[f"{name}_confidence"].to_numpy()
+        right = (estimates[f"estimated_{name}"] == estimates[true]).to_numpy()
         steps = reliability(confidence, right)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         sizes = 200 * steps["faces"] / steps["faces"].max()

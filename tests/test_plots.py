@@ -242,13 +242,13 @@ def estimates(ages=(5, 20, 30, 60), said=(8, 25, 26, 60)):
     return pd.DataFrame(
         {
             "age": ages,
-            "said_age": said,
+            "estimated_age": said,
             "years_off": np.subtract(said, ages),
             "age_branch": "24-39",
-            "said_branch": np.where(right, "24-39", "40-55"),
+            "estimated_branch": np.where(right, "24-39", "40-55"),
             "branch_confidence": 0.6,
             "gender": "Male",
-            "said_gender": "Male",
+            "estimated_gender": "Male",
             "gender_confidence": 0.9,
         }
     )

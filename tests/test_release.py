@@ -12,11 +12,11 @@ from agelib import AgelibError, release
 from agelib.config import Config
 from agelib.evaluation.evaluate import score_split
 from agelib.evaluation.tables import (
+    calibration_table,
     groups_table,
     name_worst,
     recall_table,
     results_table,
-    sureness_table,
 )
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import sha256
@@ -76,7 +76,7 @@ def test_the_card_is_a_page_with_all_scores_of_each_test_set(shipped):
     path, card = shipped
     page = path.with_name("README.md").read_text(encoding="utf-8")
     for scores in card["tests"].values():
-        tables = (results_table, sureness_table, recall_table, groups_table)
+        tables = (results_table, calibration_table, recall_table, groups_table)
         for figure in np.concatenate([table(scores).to_numpy().ravel() for table in tables]):
             assert f"| {figure} |" in page
     for line in (card["command"], card["sha256"], "academic research only", "Apache 2.0"):
@@ -205,7 +205,7 @@ def test_the_readme_repeats_the_card(card):
     section = readme.split("## The model that comes along")[1].split("\n## ")[0]
     for figure in results_table({"splits": card["scores"]})["test"]:
         assert f"| {figure} |" in section
-    for figure in sureness_table({"splits": card["scores"]})["test"]:
+    for figure in calibration_table({"splits": card["scores"]})["test"]:
         assert f"| {figure} |" in section
     for figure in recall_table(card["scores"]["test"])["recall"]:
         assert f"| {figure} |" in section
