@@ -24,6 +24,7 @@ VALUES = {
     "image_size": "80",
     "margin": "0.45",
     "align": True,
+    "keep_near_duplicates": True,
     "val_fraction": "0.25",
     "epochs": "77",
     "head_epochs": "7",
@@ -109,7 +110,7 @@ def test_weights_none_overrides_a_profile(asked):
     ("arguments", "message"),
     [
         (["--backbone", "ResNet50"], "agelib: backbone is 'ResNet50', but must be one of"),
-        (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 16 to 600 pixels."),
+        (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 32 to 600 pixels."),
         (["--test-source", "a/b"], "agelib: test_sources is ('a/b',), but must be"),
         (["--run", "a/b"], "agelib: run is 'a/b', but must be a plain name"),
         (["--epochs", "0"], "agelib: epochs is 0, but must be 1 or more."),
