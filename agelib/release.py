@@ -93,7 +93,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
     model, note = load_model(config.run_folder / "model.keras")
-    _check_settings(config, note["config"])
+    _check_note(config, note)
     round_weights(model)
     found = [
         (split, name, score_split(faces, outputs))
@@ -120,8 +120,14 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     return card
 
 
-def _check_settings(config: Config, noted: dict[str, Any]) -> None:
-    """Makes sure that a run was trained with these settings, as far as it notes them."""
+def _check_note(config: Config, note: dict[str, Any]) -> None:
+    """Makes sure that a run says how it was made, and that it was with these settings."""
+    if not {"environment", "seconds", "near_duplicates"} <= note.keys():
+        raise AgelibError(
+            f"Run {config.run} was trained by agelib {note['agelib']}, which does not note "
+            "all that the card says: train it again."
+        )
+    noted = note["config"]
     for name, value in config.resolved.to_dict().items():
         # A run of an earlier agelib notes fewer settings.
         if name not in NOT_TRAINED_WITH and noted.get(name, value) != value:

@@ -178,6 +178,15 @@ def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_befo
         ship(other, shipped_before)
 
 
+def test_a_run_that_does_not_say_how_it_was_made_is_refused(trained_alone, shipped_before):
+    path = trained_alone.run_folder / "model.keras"
+    model, note = load_model(path)
+    del note["seconds"]
+    save_model(model, path, note)
+    with pytest.raises(AgelibError, match="does not note all that the card says"):
+        ship(trained_alone, shipped_before)
+
+
 def test_a_weight_beyond_16_bits_is_refused(trained_alone, shipped_before):
     path = trained_alone.run_folder / "model.keras"
     model, note = load_model(path)
