@@ -84,10 +84,10 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         path: The file to write.
 
     Returns:
-        The card: `note` (what the model's file says of itself, its settings among it), `command`
-        (what trains it), `data` (of each data set the licence, the number of faces in each split,
-        and how many images were left out, by reason), `scores` of each split, those of each test
-        set as `tests`, and `sha256` and `bytes` of the file.
+        The card: `note` (what the model's file says of itself, its settings among it), `data` (of
+        each data set the licence, the number of faces in each split, and of images left out, by
+        reason), `scores` of each split, those of each test set as `tests`, and `sha256` and `bytes`
+        of the file.
 
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
@@ -102,7 +102,6 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     card = {
         "shipped_with": __version__,
         "note": note,
-        "command": train_command(note["config"]),
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
         "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
@@ -145,19 +144,22 @@ def _describe(name: str, config: Config) -> dict[str, Any]:
 
 
 def train_command(settings: dict[str, Any]) -> str:
-    """Returns the command that trains a run, without the settings that follow from the others.
+    """Returns the command that makes a run, without the settings that follow from its others.
 
     Args:
-        settings: As `Config.to_dict` returns them, with none missing that a profile leaves open.
+        settings: As `Config.to_dict` returns them; those of an earlier agelib may be fewer.
     """
-    profile = settings["profile"]
-    plain = Config.from_profile(profile).to_dict()
-    given = {name: value for name, value in settings.items() if plain.get(name, value) != value}
-    for name in [name for name, value in plain.items() if value is None and name in given]:
+    plain = Config.from_profile(settings["profile"])
+    profile = plain.to_dict()
+    given = {name: value for name, value in settings.items() if name in profile}
+    derived = [name for name in given if getattr(plain, name) != getattr(plain.resolved, name)]
+    for name in derived:
         others = {other: value for other, value in given.items() if other != name}
-        if getattr(Config.from_profile(profile, **others).resolved, name) == given[name]:
-            given = others
-    options = [f"--profile {profile}"]
+        others["weights"] = given["weights"] or "none"
+        if Config.from_profile(**others).to_dict()[name] == given[name]:
+            del given[name]
+    given = {n: value for n, value in given.items() if n in derived or value != profile[n]}
+    options = [f"--profile {settings['profile']}"]
     for name, value in given.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -174,6 +176,7 @@ def card_text(card: dict[str, Any]) -> str:
     fields = card | note | note["config"] | note["environment"]
     fields |= {
         "megabytes": card["bytes"] / 1e6,
+        "command": train_command(note["config"]),
         "data": _markdown(_data_table(card)),
         "start": f"the weights `{weights}`" if weights else "random weights",
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),

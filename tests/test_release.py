@@ -23,7 +23,7 @@ from agelib.files import sha256
 from agelib.model.inference import estimate
 from agelib.model.saved import PRETRAINED, load_model, save_model
 from agelib.prediction.estimator import Estimator
-from agelib.release import ship, train_command
+from agelib.release import card_text, ship, train_command
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,20 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     assert card["scores"]["test"] == score_split(faces, estimate(load_model(path)[0], faces))
 
 
-def test_the_card_is_a_page_with_all_scores_of_each_test_set(shipped):
+def test_the_card_is_a_page_with_all_scores_of_each_test_set(trained, shipped):
     path, card = shipped
     page = path.with_name("README.md").read_text(encoding="utf-8")
+    assert page == card_text(json.loads(path.with_name("card.json").read_text()))
     for scores in card["tests"].values():
         tables = (results_table, calibration_table, recall_table, groups_table)
         for figure in np.concatenate([table(scores).to_numpy().ravel() for table in tables]):
             assert f"| {figure} |" in page
-    for line in (card["command"], card["sha256"], "academic research only", "Apache 2.0"):
+    for line in (
+        train_command(trained.to_dict()),
+        card["sha256"],
+        "academic research only",
+        "Apache 2.0",
+    ):
         assert line in page
 
 
@@ -103,6 +109,10 @@ def test_the_card_s_command_has_the_run_s_settings():
         "python -m agelib run --profile wiki --train-sources wiki aaf --crop-size 96 --align "
         "--keep-near-duplicates --learning-rate 0.001 --run 'faces 96'"
     )
+    # The rate that follows from the profile's batch size follows no longer from this one.
+    rate = Config.from_profile("wiki").resolved.learning_rate
+    larger = Config.from_profile("wiki", batch_size=256, learning_rate=rate).to_dict()
+    assert train_command(larger).endswith(f"--batch-size 256 --learning-rate {rate}")
     from_scratch = Config.from_profile("wiki", weights="none").resolved.to_dict()
     assert train_command(from_scratch) == "python -m agelib run --profile wiki --weights none"
 
