@@ -130,12 +130,12 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
 
 
 def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
-    """Shows the way of a photo to an answer: the face's box, the crop, the years.
+    """Shows how a photo becomes an estimate: the face's box, the crop, each year's probability.
 
     Args:
         image: RGB uint8 of shape (height, width, 3).
         crop: What the network sees of the face, RGB uint8.
-        estimate: The answer.
+        estimate: The face's.
     """
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     photo, face, ages = figure.subplots(1, 3, width_ratios=(1, 0.8, 2))
@@ -213,7 +213,7 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
 
 
 def _label(axis: Axes, x: float, y: float, text: str) -> None:
-    """Writes a label above a point of a picture, moved as far as it takes to lie inside."""
+    """Writes a label above a point of a picture, moved so that all of it is inside."""
     label = axis.text(
         x,
         y,
@@ -232,7 +232,7 @@ def _label(axis: Axes, x: float, y: float, text: str) -> None:
 
 
 def tidy(axis: Axes) -> None:
-    """Takes away the lines of a diagram that say nothing."""
+    """Removes the top and right edges of a diagram."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -266,7 +266,7 @@ def confusion(report: dict[str, Any]) -> Figure:
 
 
 def age_errors(estimates: pd.DataFrame) -> Figure:
-    """Shows how far off ages are: by the true age, and how many faces are within how many years.
+    """Shows the error by the true age, and the share of faces within each number of years.
 
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
@@ -303,7 +303,7 @@ def _means(values: pd.Series, groups: pd.Series) -> tuple[pd.Index, pd.Series]:
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
-    """Shows how often the model is right when it is so and so sure, for each head.
+    """Shows how often each head is right, by its confidence.
 
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
@@ -322,8 +322,8 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
         axis.scatter(steps["confidence"], steps["accuracy"], sizes, color=COLOURS[0], alpha=0.6)
         axis.set_xlim(0, 1.05)
         axis.set_ylim(0, 1.05)
-        axis.set_xlabel("how sure the model is")
-        axis.set_ylabel("how often it is right")
+        axis.set_xlabel("confidence")
+        axis.set_ylabel("accuracy")
         axis.set_title(f"{title}: calibration error {calibration_error(confidence, right):.1%}")
         tidy(axis)
     return figure

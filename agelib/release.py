@@ -151,7 +151,7 @@ def train_command(settings: dict[str, Any]) -> str:
     """
     plain = Config.from_profile(settings["profile"])
     profile = plain.to_dict()
-    given = {name: value for name, value in settings.items() if name in profile}
+    given = {name: settings[name] for name in profile if name in settings}
     derived = [name for name in given if getattr(plain, name) != getattr(plain.resolved, name)]
     for name in derived:
         others = {other: value for other, value in given.items() if other != name}
@@ -174,6 +174,7 @@ def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     note, weights = card["note"], card["note"]["config"]["weights"]
     fields = card | note | note["config"] | note["environment"]
+    tests = dict(sorted(card["tests"].items()))  # as card.json has them
     fields |= {
         "megabytes": card["bytes"] / 1e6,
         "command": train_command(note["config"]),
@@ -181,8 +182,8 @@ def card_text(card: dict[str, Any]) -> str:
         "start": f"the weights `{weights}`" if weights else "random weights",
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
         "duration": _duration(note["seconds"]),
-        "scores": _markdown(compare_table(card["tests"]).rename_axis("score")),
-        "tests": "".join(_test_text(name, scores) for name, scores in card["tests"].items()),
+        "scores": _markdown(compare_table(tests).rename_axis("score")),
+        "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
     }
     return _CARD.format(**fields)
 
@@ -195,7 +196,7 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
             **{split: f"{known['faces'].get(split, 0):,}" for split in ("train", "val", "test")},
             "near-duplicates left out": f"{left_out.get(name, 0):,}",
         }
-        for name, known in card["data"].items()
+        for name, known in sorted(card["data"].items())
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
 

@@ -22,14 +22,14 @@ from agelib.model.inference import estimate
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
 
-ESTIMATES = "estimates.csv"
+REPORT, ESTIMATES = "evaluation.json", "estimates.csv"
 
 
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces.
 
-    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set.
-    What this version did already for this model and these faces is not done again.
+    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set,
+    unless they are there already, from this version, model and faces.
 
     Args:
         config: Says which run, and where its faces are.
@@ -48,9 +48,6 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     from agelib.model.saved import load_model
 
     folder, first = config.run_folder, config.test_sources[0]
-    model_path, path, listed = (
-        folder / name for name in ("model.keras", "evaluation.json", ESTIMATES)
-    )
     for name in config.sources:
         read_manifest(config.faces / name)  # says what to do where there is none
     made_of = {
@@ -58,25 +55,32 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         "sources": {"train": list(config.train_sources), "test": list(config.test_sources)},
         "agelib": __version__,
     }
-    made = all(file.exists() for file in (path, listed, model_path))
-    done = read_json(path) if made else {}
-    same = {name: done.get(name) for name in made_of} == made_of
-    if same and done["model"]["sha256"] == sha256(model_path):
+    if done := _evaluated(folder, made_of):
         return done
+    model_path = folder / "model.keras"
     model, note = load_model(model_path)
     splits, tests = {}, {}
     for split, name, faces, outputs in estimate_splits(model, note, config):
         found = score_split(faces, outputs)
         splits.setdefault(split, found)
         if name == first:
-            with atomic(listed) as partial:
+            with atomic(folder / ESTIMATES) as partial:
                 write_csv(estimates_table(faces, outputs), partial)
         if name:
             tests[name] = _report(found, read_manifest(config.faces / name), model_path)
     report = tests[first] | {"splits": splits, "tests": tests} | made_of
     report["train_left_out"] = note.get("near_duplicates", {})
-    write_json(path, report)
+    write_json(folder / REPORT, report)
     return report
+
+
+def _evaluated(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns a run's report if it is of the present model, faces and version."""
+    if not all((folder / name).exists() for name in (REPORT, ESTIMATES, "model.keras")):
+        return None
+    report = read_json(folder / REPORT)
+    made_of = made_of | {"model": {"file": "model.keras", "sha256": sha256(folder / "model.keras")}}
+    return report if {name: report.get(name) for name in made_of} == made_of else None
 
 
 def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) -> pd.DataFrame:
@@ -112,7 +116,7 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
 def estimate_splits(
     model: "keras.Model", note: dict[str, Any], config: Config
 ) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
-    """Runs a model on "train" and "val" faces, and on the "test" faces of one set after the other.
+    """Runs a model on the train and val faces of all sets, then on the test faces of each set.
 
     Args:
         model: The model.
@@ -177,7 +181,7 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
-    They are detected and cropped exactly as in cleaning.
+    Faces are found and cropped as in cleaning.
 
     Args:
         images: The folder.
@@ -186,7 +190,7 @@ def evaluate_folder(
         config: Crop settings: those of the model.
 
     Returns:
-        As `evaluate_run`, without `splits`.
+        As `evaluate_run` does of one test set.
 
     Raises:
         AgelibError: If no image has labels and a face.
