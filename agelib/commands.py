@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agelib import AgelibError
 from agelib.config import Config
-
-if TYPE_CHECKING:  # loading it would load TensorFlow
-    from agelib.prediction.estimator import Estimate
-    from agelib.prediction.photos import Photo
 
 NAMES_A_RUN = ("profile", "run", "data")
 
@@ -120,80 +117,31 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from agelib.prediction.estimator import Estimator
-    from agelib.prediction.photos import find_photos, is_video, read_photos
+    from agelib.prediction.photos import find_photos, is_video, name_others
+    from agelib.prediction.results import predict_photos
 
     places = find_photos(options["photos"])
-    _prepare_places(options["output"], options["csv"])
+    if others := name_others(options["photos"]):
+        print(others, file=sys.stderr)
     model = _model_path(config, options)
-    judged = Estimator(model).predict_all(read_photos(places))
-    results: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    results = predict_photos(Estimator(model), places, options["output"], options["csv"])
+    if not options["json"]:
+        print(f"model: {model}")
+    answered: list[dict[str, Any]] = []
     # A bar for a single photo would be gone before it is read.
     single = len(places) == 1 and not is_video(places[0])
-    for photo, estimates in tqdm(judged, "predict", unit=" photos", disable=single):
-        result = {"photo": photo.name, "faces": [estimate.to_dict() for estimate in estimates]}
-        if photo.error:
-            result["error"] = photo.error
-        elif options["output"]:
-            result["picture"] = str(_draw(photo, estimates, options["output"], taken))
-        results.append(result)
-    if options["json"]:
-        print(json.dumps(results, indent=1))
-    else:
-        print(f"model: {model}")
-        for result in results:
-            _print_faces(result)
-    if options["csv"]:
-        _write_table(results, options["csv"])
-    if all("error" in result for result in results):
-        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
-
-
-def _prepare_places(folder: Path | None, csv: Path | None) -> None:
-    """Makes sure that pictures and table can be written, before there are any."""
-    if folder and folder.is_file():
-        raise AgelibError(f"{folder} is a file: name a folder as --output.")
-    if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
-        raise AgelibError(f"{csv} cannot be written: name a file, in a folder that exists.")
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_table(results: list[dict[str, Any]], path: Path) -> None:
-    from agelib.evaluation.tables import predictions_table
-    from agelib.files import atomic, write_csv
-
     try:
-        with atomic(path) as partial:
-            write_csv(predictions_table(results), partial)
-    except OSError as error:
-        why = error.strerror
-        raise AgelibError(f"{path} cannot be written ({why}): name another --csv.") from error
-
-
-def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[str]) -> Path:
-    from agelib.plots import annotate
-    from agelib.prediction.photos import name_picture
-
-    path = folder / name_picture(photo.name, taken)
-    annotate(photo.image, estimates).savefig(path)
-    return path
-
-
-def _print_faces(result: dict[str, Any]) -> None:
-    if "error" in result:
-        print(result["error"])
-        return
-    print(f"{result['photo']}: {len(result['faces']) or 'no'} face(s)")
-    for face in result["faces"]:
-        share = face["gender_probabilities"][face["gender"]]
-        low, high = face["age_interval"]
-        print(
-            f"  {face['gender']} ({share:.0%}), {face['age']} years ({low}-{high}), branch "
-            f"{face['age_branch']}, at {face['box']}"
-        )
-    if "picture" in result:
-        print(f"  drawn in {result['picture']}")
+        for result in tqdm(results, "predict", unit=" photos", disable=single):
+            answered.append(result.to_dict())
+            if not options["json"]:
+                tqdm.write(str(result))
+    finally:
+        if options["json"]:
+            print(json.dumps(answered, indent=1))
+    if answered and all("error" in result for result in answered):
+        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
+    if any("picture_error" in result for result in answered):
+        raise AgelibError("Not all pictures could be written: see the lines above.")
 
 
 def _export(config: Config, options: dict[str, Any]) -> None:

@@ -27,6 +27,9 @@ _OWN: dict[str, Any] = {
     "train_sources": ("own",),
     "test_sources": ("own",),
     "weights": "agelib",
+    "backbone": "EfficientNetLite0",
+    "crop_size": 96,
+    "margin": 0.2,
     "keep_near_duplicates": False,
     "workers": cpu_count(),
 }
@@ -38,7 +41,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "own": _OWN,
 }
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
-PRETRAINED_BACKBONE = "EfficientNetB0"
+PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 

@@ -147,9 +147,7 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     for axis in (photo, face):
         axis.axis("off")
     _draw_ages(ages, [estimate.ages], [estimate.age], [""])
-    says = f"{estimate.gender} {estimate.genders.max():.0%}, {estimate.age} years"
-    interval = f"({estimate.interval[0]}-{estimate.interval[1]})"
-    ages.set_title(f"3. EfficientNet says: {says} {interval}", fontsize=10, pad=18)
+    ages.set_title(f"3. EfficientNet says: {estimate}", fontsize=10, pad=18)
     return figure
 
 
@@ -172,7 +170,7 @@ def _draw_ages(
 
 
 def _box(estimate: "Estimate") -> Rectangle:
-    left, top, right, bottom = estimate.face.box
+    left, top, right, bottom = estimate.box
     return Rectangle(
         (left, top), right - left, bottom - top, fill=False, linewidth=2, edgecolor=_HIGHLIGHT
     )
@@ -202,13 +200,8 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
     axis.set_ylim(height - 0.5, -0.5)
     for number, estimate in enumerate(estimates, 1):
         axis.add_patch(_box(estimate))
-        _label(
-            axis,
-            *estimate.face.box[:2],
-            (f"{number}: " if len(estimates) > 1 else "")
-            + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age} years "
-            f"({estimate.interval[0]}-{estimate.interval[1]})",
-        )
+        prefix = f"{number}: " if len(estimates) > 1 else ""
+        _label(axis, *estimate.box[:2], prefix + str(estimate).replace(", ", "\n"))
     return figure
 
 

@@ -180,7 +180,8 @@ def test_predict_as_json_reports_a_broken_photo_and_does_the_others(options, alb
     assert results["a-broken.jpg"]["faces"] == []
     assert results["c-wall.png"]["faces"] == []
     [face] = results["b-astronaut.png"]["faces"]
-    np.testing.assert_allclose(face["box"], (182, 64, 265, 171), atol=9)
+    np.testing.assert_allclose(list(face["box"].values()), (182, 64, 265, 171), atol=9)
+    assert list(face["box"]) == ["left", "top", "right", "bottom"]
     assert 1 <= face["age"] <= 85
 
 

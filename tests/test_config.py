@@ -18,7 +18,8 @@ DESIGN = {
     "wiki": COMMON | PAPER | {"train_sources": ("wiki",), "run": "wiki"},
     "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
     "own": COMMON
-    | {"backbone": "EfficientNetB0", "weights": "agelib", "crop_size": 64, "image_size": 64}
+    | {"backbone": "EfficientNetLite0", "weights": "agelib", "crop_size": 96, "image_size": 96}
+    | {"margin": 0.2}
     | {"train_sources": ("own",), "test_sources": ("own",), "run": "own"},
 }
 

@@ -15,7 +15,7 @@ from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import estimates_table
 from agelib.faces.crop import Face
 from agelib.labels import BRANCH_NAMES, age_branch
-from agelib.prediction.estimator import Estimate
+from agelib.prediction.estimator import Box, Estimate
 
 NOISE = [np.random.default_rng(i).integers(0, 255, (40 + i, 50, 3), np.uint8) for i in range(10)]
 
@@ -25,6 +25,7 @@ def estimate_at(left, top, side=80, age=33):
     ages[age - 1] = 1
     return Estimate(
         face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
+        box=Box(round(left), round(top), round(left + side), round(top + side)),
         age=age,
         interval=(age, age),
         ages=ages,

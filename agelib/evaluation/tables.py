@@ -1,6 +1,5 @@
 """The tables in which people read scores."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,6 @@ from agelib.evaluation.scores import YEARS_WITHIN, in_branches, worst_groups, ye
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import age_interval, median_age
 
-_FACE_COLUMNS = (
-    *("face", "left", "top", "right", "bottom", "confidence", "age", "age_low", "age_high"),
-    *("age_branch", "age_branch_probability", "gender", "gender_probability"),
-)
 _RESULTS = {
     "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
     "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
@@ -197,28 +192,3 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
             "gender_confidence": gender.max(axis=1).round(4),
         }
     )
-
-
-def predictions_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Returns a row for each face of many photos; one without faces has a row that says so.
-
-    Args:
-        results: For each photo its name as `photo`, `faces` as
-            `agelib.prediction.estimator.Estimate.to_dict` returns them, and where it could not be
-            read an `error`.
-    """
-    rows = []
-    for result in results:
-        photo = {"photo": result["photo"], "note": result.get("error", "")}
-        faces = [_face_row(number, face) for number, face in enumerate(result["faces"], 1)]
-        rows += [photo | face for face in faces or [{"note": photo["note"] or "no face"}]]
-    table = pd.DataFrame(rows, columns=["photo", *_FACE_COLUMNS, "note"])
-    return table.astype(dict.fromkeys(("face", "age", "age_low", "age_high"), "Int64"))
-
-
-def _face_row(number: int, face: dict[str, Any]) -> dict[str, Any]:
-    branch, gender = face["age_branch"], face["gender"]
-    values = (number, *face["box"], face["confidence"], face["age"], *face["age_interval"])
-    values += (branch, face["age_branch_probabilities"][branch])
-    values += (gender, face["gender_probabilities"][gender])
-    return dict(zip(_FACE_COLUMNS, values, strict=True))
