@@ -11,13 +11,7 @@ from skimage import data
 from agelib import AgelibError, release
 from agelib.config import Config
 from agelib.evaluation.evaluate import score_split
-from agelib.evaluation.tables import (
-    calibration_table,
-    groups_table,
-    name_worst,
-    recall_table,
-    results_table,
-)
+from agelib.evaluation.tables import compare_table
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import sha256
 from agelib.model.inference import estimate
@@ -221,16 +215,17 @@ def test_the_shipped_model_knows_a_face_it_has_not_seen():
 
 def test_the_readme_repeats_the_card(card):
     readme = (PRETRAINED.parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## The model that comes along")[1].split("\n## ")[0]
-    for figure in results_table({"splits": card["scores"]})["test"]:
-        assert f"| {figure} |" in section
-    for figure in calibration_table({"splits": card["scores"]})["test"]:
-        assert f"| {figure} |" in section
-    for figure in recall_table(card["scores"]["test"])["recall"]:
-        assert f"| {figure} |" in section
-    for figures in groups_table(card["scores"]["test"]).loc["race"].itertuples(index=False):
-        assert all(f"| {figure} |" in section for figure in figures[1:])
-    assert name_worst(card["scores"]["test"]) in section.replace("\n", " ")
+    scores = compare_table(card["tests"])
+    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line[:2] == "| "]
+    repeated = {name: figures for name, *figures in rows if name in scores.index}
+    assert len(repeated) == 6
+    for name, figures in repeated.items():
+        assert figures == scores.loc[name].tolist()
+
+
+def test_the_cards_page_is_written_from_the_card(card):
+    page = PRETRAINED.with_name("README.md").read_text(encoding="utf-8")
+    assert page == release.card_text(card)
 
 
 @pytest.fixture
