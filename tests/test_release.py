@@ -11,7 +11,13 @@ from skimage import data
 from agelib import AgelibError, release
 from agelib.config import Config
 from agelib.evaluation.evaluate import score_split
-from agelib.evaluation.tables import compare_table
+from agelib.evaluation.tables import (
+    calibration_table,
+    compare_table,
+    groups_table,
+    recall_table,
+    results_table,
+)
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import sha256
 from agelib.model.inference import estimate
