@@ -145,7 +145,7 @@ def test_age_distributions_name_every_face():
 def test_a_story_ends_with_the_answer_and_shows_its_crop():
     figure = plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20, age=33))
     texts = texts_of(figure)
-    assert "3. EfficientNet says: Female 90%, 33 years (33-33)" in texts
+    assert "3. EfficientNet says: Female (90%), 33 years (33-33), branch 24-39 (100%)" in texts
     assert f"2. the crop, {NOISE[1].shape[1]} pixels" in texts
     photo, face, _ = figure.axes
     assert np.array_equal(face.images[0].get_array(), NOISE[1])
@@ -184,15 +184,17 @@ def test_every_face_has_a_box_and_a_label():
     assert [box.get_xy() for box in boxes] == [(100, 200), (500, 300)]
     assert [(box.get_width(), box.get_height()) for box in boxes] == [(80, 80)] * 2
     assert [text.get_text() for text in axis.texts] == [
-        "1: Female 90%\n33 years (33-33)",
-        "2: Female 90%\n70 years (70-70)",
+        "1: Female (90%)\n33 years (33-33)\nbranch 24-39 (100%)",
+        "2: Female (90%)\n70 years (70-70)\nbranch 56-85 (100%)",
     ]
 
 
 def test_the_label_of_a_single_face_needs_no_number():
     photo = np.zeros((600, 800, 3), np.uint8)
     [axis] = plots.annotate(photo, [estimate_at(100, 200, age=33)]).axes
-    assert [text.get_text() for text in axis.texts] == ["Female 90%\n33 years (33-33)"]
+    assert [text.get_text() for text in axis.texts] == [
+        "Female (90%)\n33 years (33-33)\nbranch 24-39 (100%)"
+    ]
 
 
 @pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (2, 5_000), (1, 1)])
