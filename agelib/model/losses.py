@@ -114,5 +114,5 @@ class BranchAccuracy(keras.metrics.Mean):
     ) -> None:
         """Counts labels (batch,), -1 for several branches, and probabilities (batch, 5)."""
         true = tf.cast(true, tf.int64)
-        right = true == tf.argmax(predicted, axis=-1)
+        right = tf.equal(true, tf.argmax(predicted, axis=-1))  # == forgets the shape in a graph
         super().update_state(tf.cast(right, tf.float32), tf.cast(true >= 0, tf.float32))
