@@ -113,7 +113,6 @@ class BranchAccuracy(keras.metrics.Mean):
         self, true: tf.Tensor, predicted: tf.Tensor, sample_weight: tf.Tensor | None = None
     ) -> None:
         """Counts labels (batch,), -1 for several branches, and probabilities (batch, 5)."""
-        # Reshaped, as Keras wants to know of how many dimensions they are.
-        true = tf.reshape(tf.cast(true, tf.int64), (-1,))
-        right = tf.reshape(true == tf.argmax(predicted, axis=-1), (-1,))
+        true = tf.cast(true, tf.int64)
+        right = tf.equal(true, tf.argmax(predicted, axis=-1))  # == forgets the shape in a graph
         super().update_state(tf.cast(right, tf.float32), tf.cast(true >= 0, tf.float32))

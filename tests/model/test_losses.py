@@ -129,6 +129,15 @@ def test_branch_accuracy_leaves_out_labels_of_several_branches():
     assert float(metric.result()) == pytest.approx(2 / 3)
 
 
+def test_branch_accuracy_counts_in_a_graph_for_any_number_of_faces():
+    metric = BranchAccuracy()
+    metric.update_state(np.array([0]), np.eye(5)[[0]])
+    signature = [tf.TensorSpec((None,), tf.int32), tf.TensorSpec((None, 5), tf.float32)]
+    count = tf.function(lambda true, said: metric.update_state(true, said), signature)
+    count(np.array([1, 2], np.int32), np.eye(5, dtype=np.float32)[[1, 3]])
+    assert float(metric.result()) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("kind", [AgeLoss, GenderLoss, YearsOff, BranchAccuracy])
 def test_a_checkpoint_s_reader_gets_losses_and_metrics_back(kind):
     restored = keras.saving.deserialize_keras_object(
