@@ -146,7 +146,13 @@ def _predict(config: Config, options: dict[str, Any]) -> None:
 
 def _export(config: Config, options: dict[str, Any]) -> None:
     from agelib.model.saved import load_model
-    from agelib.prediction.export import export, faces_to_check, readable
+    from agelib.prediction.export import (
+        describe_input,
+        export,
+        faces_to_check,
+        name_missing,
+        readable,
+    )
 
     path = _model_path(config, options)
     crops, what = faces_to_check(config, load_model(path)[1]["crop"], options["images"])
@@ -155,7 +161,10 @@ def _export(config: Config, options: dict[str, Any]) -> None:
         print(table.to_json(orient="records", indent=1))
     else:
         print(f"model: {path}, compared on {what}", readable(table).to_string(), sep="\n\n")
-        print("\ndifferences from Keras; ms: the median call of one face on this machine")
+        print("\ndifferences from Keras; ms: the median call of one face on this machine\n")
+        print(describe_input(path))
+    if not options["formats"] and (missing := name_missing()):
+        print(missing, file=sys.stderr)
     if problems := [problem for problem in table["problem"] if problem]:
         raise AgelibError(" ".join(problems))
 

@@ -13,6 +13,7 @@ from agelib.config import Config
 from agelib.evaluation.evaluate import score_split
 from agelib.evaluation.tables import (
     calibration_table,
+    compare_table,
     groups_table,
     recall_table,
     results_table,
@@ -212,15 +213,25 @@ def test_the_shipped_card_is_of_the_shipped_model(card):
     assert not re.search(r"/(tmp|home|root|work|Users)/", json.dumps(card))
 
 
-def test_the_shipped_page_is_written_from_the_shipped_card(card):
-    page = PRETRAINED.with_name("README.md").read_text(encoding="utf-8")
-    assert page == card_text(card)
-
-
 def test_the_shipped_model_knows_a_face_it_has_not_seen():
     [estimate] = Estimator().predict(data.astronaut())
     assert estimate.gender == "Female"
     assert abs(estimate.age - 35) < 20
+
+
+def test_the_readme_repeats_the_card(card):
+    readme = (PRETRAINED.parents[2] / "README.md").read_text(encoding="utf-8")
+    scores = compare_table(card["tests"])
+    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line[:2] == "| "]
+    repeated = {name: figures for name, *figures in rows if name in scores.index}
+    assert len(repeated) == 6
+    for name, figures in repeated.items():
+        assert figures == scores.loc[name].tolist()
+
+
+def test_the_cards_page_is_written_from_the_card(card):
+    page = PRETRAINED.with_name("README.md").read_text(encoding="utf-8")
+    assert page == release.card_text(card)
 
 
 @pytest.fixture
