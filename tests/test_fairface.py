@@ -107,7 +107,7 @@ def test_fairface_is_trained_and_tested_on_by_its_ranges(fairface, tiny_networks
     config = settings(
         "fairface",
         **{"backbone": "EfficientNetB0", "weights": "none", "crop_size": 64, "workers": 1},
-        **{"epochs": 2, "batch_size": 16},
+        **{"epochs": 2, "batch_size": 16, "keep_near_duplicates": True},
     )
     steps.download("fairface", config)
     manifest = steps.clean("fairface", config)

@@ -147,11 +147,12 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
     if not agreement["pairs"]:
         return "No two of these faces are near-duplicates."
     branch, gender = (f"{100 * agreement[label]:.0f} %" for label in ("age_branch", "gender"))
+    pairs = "1 pair" if agreement["pairs"] == 1 else f"{agreement['pairs']:,} pairs"
     return (
-        f"{agreement['pairs']:,} pairs of these faces are near-duplicates. Their labels agree on "
-        f"the age branch in {branch} and on the gender in {gender}, and differ by "
-        f"{agreement['age_difference']:.1f} years on average: the limit of what a score on this "
-        "set can mean."
+        f"Near-duplicates among these faces: {pairs}, whose labels agree on the age branch in "
+        f"{branch} and on the gender in {gender}, and differ by "
+        f"{agreement['age_difference']:.1f} years on average. No score on this set can mean more "
+        "than its labels do."
     )
 
 

@@ -106,9 +106,9 @@ def test_near_duplicates_limit_what_a_score_can_mean():
     labels = truth([20, 26, 30, 5], [0, 0, 1, 1])
     pairs = np.array([[0, 1], [2, 3], [1, 2], [0, 0]])
     assert duplicates_sentence(label_agreement(labels, pairs)) == (
-        "4 pairs of these faces are near-duplicates. Their labels agree on the age branch in 50 % "
-        "and on the gender in 75 %, and differ by 8.8 years on average: the limit of what a score "
-        "on this set can mean."
+        "Near-duplicates among these faces: 4 pairs, whose labels agree on the age branch in 50 % "
+        "and on the gender in 75 %, and differ by 8.8 years on average. No score on this set can "
+        "mean more than its labels do."
     )
     none = label_agreement(labels, np.empty((0, 2), int))
     assert duplicates_sentence(none) == "No two of these faces are near-duplicates."

@@ -1,6 +1,9 @@
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from agelib.backend import keras
 from agelib.config import checkpoint_path
@@ -141,6 +144,9 @@ class Bar:
     def update(self, count):
         self.moved += count
 
+    def unpause(self):
+        self.unpaused_at = self.moved
+
     def set_postfix_str(self, text):
         self.texts.append(text)
 
@@ -149,6 +155,14 @@ class Bar:
 
 
 bars = []
+
+
+def test_training_goes_on_without_a_bar(model, monkeypatch):
+    monkeypatch.setattr(callbacks, "tqdm", functools.partial(tqdm, disable=True))
+    progress = Progress(1, 1)
+    progress.on_train_batch_end(0)
+    progress.on_epoch_end(0, {"loss": 1.0})
+    progress.close()
 
 
 def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(model, monkeypatch):
@@ -160,7 +174,9 @@ def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(model, monkeyp
         progress = Progress(3, 2, first)
         options = {"epochs": last, "initial_epoch": first, "batch_size": 3, "verbose": 0}
         model.fit(images, targets, callbacks=[progress], **options)
+        progress.close()
     assert [(bar.options["total"], bar.options["initial"]) for bar in bars] == [(6, 0), (6, 2)]
     assert [bar.moved for bar in bars] == [2, 4]
+    assert [bar.unpaused_at for bar in bars] == [1, 1]  # the first step is compiled
     assert all(bar.closed for bar in bars)
     assert bars[1].texts[-1].startswith("epoch 3/3, loss 0.")
