@@ -92,7 +92,10 @@ def on_colab() -> bool:
 
 
 def _default_data() -> Path:
-    return Path(os.environ.get("AGELIB_DATA") or Path(__file__).resolve().parents[1] / "data")
+    root = Path(__file__).resolve().parents[1]
+    # A checkout has a folder for it; an installed package must not write beside others.
+    home = root if (root / "pyproject.toml").is_file() else Path.cwd()
+    return Path(os.environ.get("AGELIB_DATA") or home / "data")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -167,7 +170,9 @@ class Config:
     data: Path = field(
         default_factory=_default_data,
         repr=False,
-        metadata={"help": "folder for all data; default: data/"},
+        metadata={
+            "help": "folder for all data; default: data/ of the checkout, or of the working folder"
+        },
     )
 
     def __post_init__(self) -> None:

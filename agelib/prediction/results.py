@@ -42,7 +42,8 @@ class Result:
         """The photo and its faces, a line each."""
         if self.error:
             return self.error
-        lines = [f"{self.photo}: {len(self.estimates) or 'no'} face(s)"]
+        count = len(self.estimates)
+        lines = [f"{self.photo}: {count or 'no'} face{'s' * (count > 1)}"]
         lines += [f"  {each}, at {tuple(each.box)}" for each in self.estimates]
         if self.picture:
             lines.append(f"  drawn in {self.picture}")

@@ -88,7 +88,7 @@ def test_a_picture_that_cannot_be_written_costs_no_answer(estimator, album, tmp_
 def test_a_result_is_text_json_and_rows(estimator, album):
     [result] = predict_photos(estimator, [album / "b.png"])
     [estimate], [row] = result.estimates, result.to_rows()
-    assert str(result) == f"{album / 'b.png'}: 1 face(s)\n  {estimate}, at {tuple(estimate.box)}"
+    assert str(result) == f"{album / 'b.png'}: 1 face\n  {estimate}, at {tuple(estimate.box)}"
     content = result.to_dict()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert set(row) <= set(COLUMNS)
