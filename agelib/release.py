@@ -31,7 +31,7 @@ from agelib.evaluation.tables import (
 )
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
-from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, load_model, read_model, save_model
 from agelib.training.loop import NOT_TRAINED_WITH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +94,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     """
     model, note = load_model(config.run_folder / "model.keras")
     _check_note(config, note)
+    note["before"] = _runs_before(note)
     round_weights(model)
     found = [
         (split, name, score_split(faces, outputs))
@@ -137,6 +138,15 @@ def _check_note(config: Config, note: dict[str, Any]) -> None:
             )
 
 
+def _runs_before(note: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns settings and duration of the runs whose models a run started from, first to last."""
+    weights = str(note["config"]["weights"])
+    if not weights.endswith(".keras"):
+        return []
+    _, start = read_model(Path(weights))
+    return [*_runs_before(start), {name: start[name] for name in ("config", "seconds")}]
+
+
 def _describe(name: str, config: Config) -> dict[str, Any]:
     """Returns what the card says of a data set."""
     known, manifest = find(name), read_manifest(config.faces / name)
@@ -178,17 +188,19 @@ def train_command(settings: dict[str, Any]) -> str:
 
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
-    note, weights = card["note"], card["note"]["config"]["weights"]
+    note = card["note"]
+    runs = [*note.get("before", []), note]
+    weights = runs[0]["config"]["weights"]
     starts = {None: "random weights", "imagenet": "ImageNet weights"}
     fields = card | note | note["config"] | note["environment"]
     tests = dict(sorted(card["tests"].items()))  # as card.json has them
     fields |= {
         "megabytes": card["bytes"] / 1e6,
-        "command": train_command(note["config"]),
+        "command": "\n    ".join(train_command(run["config"]) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
-        "duration": _duration(note["seconds"]),
+        "duration": _duration(sum(run["seconds"] for run in runs)),
         "scores": _markdown(compare_table(tests).rename_axis("score")),
         "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
     }
