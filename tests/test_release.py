@@ -213,9 +213,10 @@ def test_the_shipped_card_is_of_the_shipped_model(card):
     assert not re.search(r"/(tmp|home|root|work|Users)/", json.dumps(card))
 
 
-def test_the_shipped_model_knows_a_face_it_has_not_seen():
+def test_the_shipped_model_does_not_claim_more_than_it_knows_of_a_face_it_has_not_seen():
     [estimate] = Estimator().predict(data.astronaut())
-    assert estimate.gender == "Female"
+    low, high = estimate.interval
+    assert low <= 35 <= high
     assert abs(estimate.age - 35) < 20
 
 
