@@ -23,8 +23,8 @@ def notebook(request):
     return request.param
 
 
-def test_the_story_has_six_numbered_parts():
-    assert [path.name[:2] for path in NOTEBOOKS][:6] == ["01", "02", "03", "04", "05", "06"]
+def test_the_story_has_seven_numbered_parts():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 8)]
 
 
 def test_one_title_and_a_badge(notebook):
@@ -51,13 +51,21 @@ def test_colab_can_read_every_field_of_the_form(notebook):
         assert "@param" not in line or re.match(r"\w+ = .+  # @param [\[{]", line), line
 
 
+def test_setup_is_short_hidden_and_the_same_everywhere(notebook):
+    setup = cells(notebook, "code")[0]
+    assert source(setup) == source(cells(NOTEBOOKS[0], "code")[0])
+    assert setup["metadata"]["jupyter"] == {"source_hidden": True}
+    code = [line for line in source(setup).splitlines() if line and not line.startswith("#")]
+    assert len(code) <= 8
+
+
 def test_no_function_or_class_is_defined(notebook):
     for cell in cells(notebook, "code"):
         assert not re.search(r"^\s*(def|class) ", source(cell), re.MULTILINE)
 
 
 def test_cells_are_short(notebook):
-    for cell in cells(notebook, "code")[1:]:
+    for cell in cells(notebook, "code"):
         assert len(source(cell).splitlines()) <= 15
 
 
