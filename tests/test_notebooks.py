@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def cells(path, kind):
@@ -87,6 +88,28 @@ def test_each_notebook_names_the_next(notebook):
     if position + 1 < len(NOTEBOOKS):
         summary = source(cells(notebook, "markdown")[-1])
         assert NOTEBOOKS[position + 1].name in summary or NOTEBOOKS[position + 2].name in summary
+
+
+PAGES = ("README.md", "data/README.md", "agelib/pretrained/README.md")
+
+
+def anchors(text):
+    """Returns GitHub's anchor of each heading."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"notebooks/{path.name}" for path in NOTEBOOKS)])
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
 def test_outputs_that_must_not_change_are_marked():
