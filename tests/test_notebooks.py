@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def cells(path, kind):
@@ -23,8 +24,8 @@ def notebook(request):
     return request.param
 
 
-def test_the_story_has_six_numbered_parts():
-    assert [path.name[:2] for path in NOTEBOOKS][:6] == ["01", "02", "03", "04", "05", "06"]
+def test_the_story_has_seven_numbered_parts():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 8)]
 
 
 def test_one_title_and_a_badge(notebook):
@@ -51,13 +52,21 @@ def test_colab_can_read_every_field_of_the_form(notebook):
         assert "@param" not in line or re.match(r"\w+ = .+  # @param [\[{]", line), line
 
 
+def test_setup_is_short_hidden_and_the_same_everywhere(notebook):
+    setup = cells(notebook, "code")[0]
+    assert source(setup) == source(cells(NOTEBOOKS[0], "code")[0])
+    assert setup["metadata"]["jupyter"] == {"source_hidden": True}
+    code = [line for line in source(setup).splitlines() if line and not line.startswith("#")]
+    assert len(code) <= 8
+
+
 def test_no_function_or_class_is_defined(notebook):
     for cell in cells(notebook, "code"):
         assert not re.search(r"^\s*(def|class) ", source(cell), re.MULTILINE)
 
 
 def test_cells_are_short(notebook):
-    for cell in cells(notebook, "code")[1:]:
+    for cell in cells(notebook, "code"):
         assert len(source(cell).splitlines()) <= 15
 
 
@@ -79,6 +88,28 @@ def test_each_notebook_names_the_next(notebook):
     if position + 1 < len(NOTEBOOKS):
         summary = source(cells(notebook, "markdown")[-1])
         assert NOTEBOOKS[position + 1].name in summary or NOTEBOOKS[position + 2].name in summary
+
+
+PAGES = ("README.md", "data/README.md", "agelib/pretrained/README.md")
+
+
+def anchors(text):
+    """Returns GitHub's anchor of each heading."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"notebooks/{path.name}" for path in NOTEBOOKS)])
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
 def test_outputs_that_must_not_change_are_marked():

@@ -260,7 +260,7 @@ def test_every_badge_opens_its_own_notebook():
 def test_every_setup_cell_clones_the_address():
     for path in release.ROOT.glob("notebooks/*.ipynb"):
         setup = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][2]["source"])
-        assert f'"{release.read_address()}"' in setup
+        assert f"git clone -q {release.read_address()})" in setup
 
 
 def test_a_new_address_is_written_everywhere(copy):

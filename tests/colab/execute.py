@@ -15,7 +15,7 @@ HOME = "/content/agelib"
 
 
 def find_project() -> str:
-    """Returns the commit that Setup cloned, "Drive" if it found the project there, or nothing."""
+    """Returns the commit that Setup cloned, "Drive" if it found agelib.zip there, or nothing."""
     if not os.path.exists(f"{HOME}/.git"):
         return "Drive" if os.path.exists(HOME) else ""
     command = ["git", "-C", HOME, "rev-parse", "HEAD"]
@@ -29,7 +29,11 @@ def main(source: str, output: str) -> None:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": "/content"}}
-    client = NotebookClient(notebook, kernel_name="python3", timeout=None, resources=resources)
+    # Colab's kernel has loaded its own package before the first cell runs.
+    kernel = ["--InteractiveShellApp.exec_lines=import google.colab"]
+    client = NotebookClient(
+        notebook, kernel_name="python3", timeout=None, resources=resources, extra_arguments=kernel
+    )
     try:
         client.execute()
     except CellExecutionError:

@@ -1,7 +1,6 @@
 """The rehearsal itself: each notebook on a machine of its own, one after the other."""
 
 import json
-import shutil
 import subprocess
 import time
 import tomllib
@@ -15,7 +14,7 @@ from colab.machine import Machine
 from colab.noise import find_error, find_noise
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-FROM_DRIVE = "03"  # the notebook that finds the project on Drive; the others clone it
+FROM_DRIVE = "03"  # the notebook that finds agelib.zip on Drive; the others clone the project
 
 
 @dataclass
@@ -49,7 +48,10 @@ class Rehearsal:
         self._origin = work / "origin.git"
         _git("clone", "--quiet", "--bare", f"file://{CHECKOUT}", self._origin)
         self._commit = _git("rev-parse", "HEAD", folder=self._origin)
-        self._export(self._project)
+        self._project.mkdir()
+        archive = ["git", "-C", self._origin, "archive", "HEAD"]
+        content = subprocess.run(archive, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", self._project], input=content, check=True)
         about = tomllib.loads((self._project / "pyproject.toml").read_text(encoding="utf-8"))
         self._variables = {
             "REHEARSAL_DRIVE": str(self._drive),
@@ -91,9 +93,10 @@ class Rehearsal:
         cut_off: bool = False,
     ) -> Outcome:
         """Runs a notebook on a new machine and looks at what it leaves."""
-        outcome, on_drive = Outcome(name), self._drive / "MyDrive" / "agelib"
+        outcome, on_drive = Outcome(name), self._drive / "MyDrive" / "agelib.zip"
         if notebook.name.startswith(FROM_DRIVE):
-            self._export(on_drive)
+            # As the README has it.
+            _git("archive", "--prefix=agelib/", "-o", on_drive, "HEAD", folder=self._origin)
         machine = Machine(self._work / "machine", self._environment.folder, self._variables)
         executed, start = self._output / notebook.name, time.monotonic()
         executed.unlink(missing_ok=True)
@@ -105,7 +108,7 @@ class Rehearsal:
         elif not cut_off:
             self._look_at_notebook(outcome, executed, machine.log)
         machine.remove()
-        shutil.rmtree(on_drive, ignore_errors=True)
+        on_drive.unlink(missing_ok=True)
         return outcome
 
     def _look_at_packages(self, outcome: Outcome) -> None:
@@ -134,13 +137,6 @@ class Rehearsal:
         error = find_error(notebook)
         outcome.finished = not error
         outcome.problems += [error] * bool(error) + find_noise(notebook, text)
-
-    def _export(self, folder: Path) -> None:
-        """Puts the project as committed into a folder, without git's own."""
-        folder.mkdir()
-        archive = ["git", "-C", self._origin, "archive", "HEAD"]
-        content = subprocess.run(archive, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", folder], input=content, check=True)
 
 
 def uncommitted() -> bool:
