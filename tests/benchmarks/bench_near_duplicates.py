@@ -34,7 +34,7 @@ def draw_thumbnails(count: int) -> np.ndarray:
     thumbs = np.empty((count, SIDE, SIDE), np.uint8)
     for i in range(count - COPIES):
         own = cv2.resize(rng.standard_normal((8, 8)), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        thumbs[i] = np.clip(128 + 30 * (1.85 * common + own), 0, 255)
+        thumbs[i] = np.clip(128 + 30 * (1.8 * common + own), 0, 255)
     for i in range(COPIES):
         thumbs[count - COPIES + i] = copy(thumbs[i], moved=i % 2 == 1)
     return thumbs
