@@ -110,13 +110,14 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, precision
 
     Like the real one it has layers that are random in training, and others that keep statistics.
     """
-    from agelib.backend import keras, keras_settings
+    from agelib.backend import keras_settings
 
     with keras_settings(precision):
-        return _tiny_model(keras, image_size, augment)
+        return _tiny_model(image_size, augment)
 
 
-def _tiny_model(keras, image_size, augment):
+def _tiny_model(image_size, augment):
+    from agelib.backend import keras, keras_settings
     from agelib.labels import AGE_BRANCHES
     from agelib.model.augment import build_augmentation
 
@@ -126,8 +127,9 @@ def _tiny_model(keras, image_size, augment):
     x = layers.BatchNormalization(momentum=0.5, name="norm")(x)
     x = layers.Conv2D(16, 5, 4, activation="relu")(x)
     network = keras.Model(network, x, name="backbone")
-    inputs = keras.Input((image_size, image_size, 3), name="image")
-    x = build_augmentation()(inputs) if augment else inputs
+    inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
+    with keras_settings("float32"):  # as in the real one
+        x = build_augmentation()(inputs) if augment else inputs
     x = layers.Rescaling(1 / 127.5, -1)(x)
     x = layers.GlobalAveragePooling2D()(network(x))
     x = layers.Dropout(0.3)(x)

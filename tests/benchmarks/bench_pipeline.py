@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agelib.faces.shards import FaceSet, encode_jpeg
+from agelib.faces.shards import FaceSet, encode_jpeg, index_type
 
 SIZE, BATCH = 64, 64
 
@@ -45,10 +45,10 @@ def write_faces(folder: Path) -> None:
         coarse = random.integers(0, 256, (8, 8, 3), np.uint8)
         jpegs.append(encode_jpeg(cv2.resize(coarse, (SIZE, SIZE))))
     lengths = np.array([len(jpeg) for jpeg in jpegs])
-    fields = [("offset", int), ("length", int), ("age", int), ("gender", int)]
-    index = np.zeros(len(jpegs), fields)
+    index = np.zeros(len(jpegs), index_type(1))
     index["offset"], index["length"] = np.cumsum(lengths) - lengths, lengths
-    index["age"], index["gender"] = random.integers(1, 86, 1000), random.integers(0, 2, 1000)
+    index["age"] = index["age_high"] = random.integers(1, 86, 1000)
+    index["gender"] = random.integers(0, 2, 1000)
     np.save(folder / "index.npy", index)
     np.save(folder / "images.npy", np.frombuffer(b"".join(jpegs), np.uint8))
 
@@ -98,7 +98,7 @@ def keeping_up(folder: Path, steps: int) -> None:
     from agelib.training.recipe import compile_model
 
     model = build_model("EfficientNetB0", SIZE)
-    compile_model(model)
+    compile_model(model, steps)
     fed = pipeline_batches(Faces(folder, 32_000))
     cached = itertools.repeat(next(fed))
     speeds = [(steps_per_second(model, b, steps // 4) for b in (fed, cached)) for _ in range(4)]

@@ -1,19 +1,31 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import equal_weights
 
 from agelib.backend import keras
 from agelib.config import checkpoint_path
 from agelib.model.network import build_model
 from agelib.model.saved import load_model
 from agelib.training import callbacks
-from agelib.training.callbacks import Checkpoint, Progress, Reseed
+from agelib.training.callbacks import (
+    Checkpoint,
+    Progress,
+    Reseed,
+    averaged_weights,
+    averaging,
+    best_weights_path,
+)
+from agelib.training.recipe import compile_model
 
 
 @pytest.fixture
 def model(tiny_networks):
     keras.utils.set_random_seed(0)
-    return tiny_networks("EfficientNetB0", 32)
+    model = tiny_networks("EfficientNetB0", 32)
+    compile_model(model, steps=2000)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 @pytest.fixture
@@ -22,7 +34,9 @@ def checkpoint(model, tmp_path):
 
     def make(history=()):
         told = []
-        callback = Checkpoint(tmp_path / "run", list(history), {"a": 1}, told.append)
+        callback = Checkpoint(
+            tmp_path / "run", list(history), {"a": 1, "seconds": 7.0}, told.append
+        )
         callback.set_model(model)
         return callback, told
 
@@ -88,23 +102,84 @@ def test_the_real_network_has_its_random_layers_within_reach():
 # Checkpoints
 
 
+def finish(callback, epoch, val_loss):
+    callback.on_epoch_begin(epoch)
+    callback.on_epoch_end(epoch, {"loss": np.float32(1.5), "val_loss": val_loss})
+
+
+def row(epoch, val_loss):
+    return {"epoch": epoch, "loss": 1.5, "val_loss": val_loss}
+
+
+def step(model):
+    """Moves a model's weights, and their average less far."""
+    model.optimizer.learning_rate = 0.1
+    model.optimizer.apply([keras.ops.ones_like(each) for each in model.trainable_variables])
+
+
 def test_a_finished_epoch_is_kept_with_its_history(checkpoint, model, tmp_path):
-    callback, told = checkpoint([{"epoch": 1, "loss": 3.0}])
-    callback.on_epoch_end(1, {"loss": np.float32(2.5)})
+    callback, told = checkpoint()
+    finish(callback, 0, 3.0)
+    finish(callback, 1, 2.5)
     loaded, note = load_model(checkpoint_path(tmp_path / "run"))
-    assert note == {"a": 1, "history": [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.5}]}
-    for one, other in zip(loaded.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert note.pop("seconds") > 7
+    assert note == {"a": 1, "history": [row(1, 3.0), row(2, 2.5)]}
+    assert equal_weights(loaded, model)
     history = pd.read_csv(tmp_path / "run" / "history.csv")
-    assert history.to_dict("records") == note["history"]
-    assert [frame.to_dict("records") for frame in told] == [note["history"]]
+    rows = [row(1, 3.0) | {"best": False}, row(2, 2.5) | {"best": True}]
+    assert history.to_dict("records") == rows
+    assert [frame.to_dict("records") for frame in told] == [[row(1, 3.0) | {"best": True}], rows]
+
+
+def best_weights(tmp_path):
+    with np.load(best_weights_path(tmp_path / "run")) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def test_the_averaged_weights_of_the_best_epoch_are_kept(checkpoint, model, tmp_path):
+    callback, told = checkpoint()
+    averages = []
+    for epoch, val_loss in enumerate([3.0, 2.0, 2.5, 2.0]):
+        step(model)
+        averages.append(averaged_weights(model))
+        finish(callback, epoch, val_loss)
+    assert told[-1]["best"].tolist() == [False, True, False, False]
+    for kept, average in zip(best_weights(tmp_path), averages[1], strict=True):
+        np.testing.assert_allclose(kept, average, rtol=1e-5, atol=1e-6)
+
+
+def test_to_average_leaves_the_weights_as_they_were(model):
+    for _ in range(3):
+        step(model)
+    before = model.get_weights()
+    average = averaged_weights(model)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    [kernel] = [i for i, each in enumerate(before) if each.shape == (16, 85)]
+    # Three steps of 0.1; the average begins with the first, and takes a hundredth of the others.
+    np.testing.assert_allclose(average[kernel] - before[kernel], 0.197, atol=0.002)
+
+
+def test_without_an_average_the_weights_stand_for_it(model):
+    model.compile("sgd")
+    assert averaging(model) == []
+    for one, other in zip(averaged_weights(model), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_of_an_earlier_agelib_has_no_best_epoch(checkpoint, tmp_path):
+    callback, told = checkpoint([row(1, 1.0), row(2, 4.0)])
+    finish(callback, 2, 3.0)
+    finish(callback, 3, 0.5)
+    assert not told[-1]["best"].any()
+    assert not best_weights_path(tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["loss", "val_loss"])
 def test_an_epoch_that_is_no_number_leaves_the_last_good_one(checkpoint, tmp_path, name, value):
     callback, told = checkpoint()
-    callback.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
+    finish(callback, 0, 1.0)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     callback.on_epoch_end(1, {"loss": 1.0, "val_loss": 1.0} | {name: value})
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
@@ -115,7 +190,7 @@ def test_an_epoch_that_is_no_number_leaves_the_last_good_one(checkpoint, tmp_pat
 def test_a_checkpoint_is_whole_or_absent(checkpoint, model, tmp_path, monkeypatch, epoch):
     callback, told = checkpoint()
     for i in range(epoch):
-        callback.on_epoch_end(i, {"loss": 1.0})
+        finish(callback, i, 1.0)
     path = checkpoint_path(tmp_path / "run")
     before = path.read_bytes() if epoch else None
 
@@ -125,7 +200,7 @@ def test_a_checkpoint_is_whole_or_absent(checkpoint, model, tmp_path, monkeypatc
 
     monkeypatch.setattr(model, "save", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        callback.on_epoch_end(epoch, {"loss": 1.0})
+        finish(callback, epoch, 1.0)
     assert (path.read_bytes() if path.exists() else None) == before
     assert len(told) == epoch
 
@@ -135,11 +210,15 @@ def test_a_checkpoint_is_whole_or_absent(checkpoint, model, tmp_path, monkeypatc
 
 class Bar:
     def __init__(self, **options):
-        self.options, self.moved, self.texts, self.closed = options, 0, [], False
+        self.options, self.initial, self.texts, self.closed = options, options["initial"], [], False
+        self.n, self.begun_at = self.initial, []
         bars.append(self)
 
     def update(self, count):
-        self.moved += count
+        self.n += count
+
+    def unpause(self):
+        self.begun_at.append(self.n)
 
     def set_postfix_str(self, text):
         self.texts.append(text)
@@ -151,16 +230,19 @@ class Bar:
 bars = []
 
 
-def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(model, monkeypatch):
+def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(tiny_networks, monkeypatch):
     monkeypatch.setattr(callbacks, "tqdm", Bar)
     bars.clear()
+    model = tiny_networks("EfficientNetB0", 32)
     model.compile("sgd", loss={"gender": "sparse_categorical_crossentropy"})
     images, targets = np.zeros((6, 32, 32, 3)), {"gender": np.zeros(6, int)}
     for first, last in ((0, 1), (1, 3)):
         progress = Progress(3, 2, first)
         options = {"epochs": last, "initial_epoch": first, "batch_size": 3, "verbose": 0}
         model.fit(images, targets, callbacks=[progress], **options)
+        progress.close()
     assert [(bar.options["total"], bar.options["initial"]) for bar in bars] == [(6, 0), (6, 2)]
-    assert [bar.moved for bar in bars] == [2, 4]
+    assert [bar.n for bar in bars] == [2, 6]
+    assert [bar.begun_at for bar in bars] == [[1], [3]]  # the first step is compiled
     assert all(bar.closed for bar in bars)
     assert bars[1].texts[-1].startswith("epoch 3/3, loss 0.")
