@@ -131,7 +131,7 @@ def fit_temperature(
 
     A few faces on which all is right, or wrong, would ask for anything. The temperature is
     therefore the most likely one given the faces and a log-normal prior around 1, which decides
-    where there are ten faces, and no longer matters where there are a thousand.
+    where there are ten faces, and matters less than their choice where there are a thousand.
 
     Args:
         views: Probabilities of shape (views, n, classes).

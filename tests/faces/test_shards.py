@@ -158,6 +158,24 @@ def test_files_are_never_pickled(two_shards):
         assert array.ndim == 1
 
 
+def test_some_faces_keep_all_that_is_known_of_them(make):
+    folders = []
+    for name, races in (("one", [0, 1]), ("two", [2, -1])):
+        rows = [row(f"{name}{i}.jpg", age=10 + 30 * i, race=race) for i, race in enumerate(races)]
+        folders.append(make({"train-00000": list(zip(map(face, (0, 1)), rows, strict=True))}, name))
+    faces = shards.FaceSet(folders, "train")
+    assert faces.age_branch.tolist() == [0, 3, 0, 3]
+    for chosen in (np.array([False, True, True, False]), np.array([1, 2])):
+        some = faces.select(chosen)
+        assert len(some) == 2
+        assert some.paths == ["one1.jpg", "two0.jpg"]
+        assert some.age_branch.tolist() == [3, 0]
+        assert some.source.tolist() == [0, 1]
+        assert some.race.tolist() == [1, 2]
+        assert some.jpeg(1) == faces.jpeg(2)
+    assert faces.age_branch.tolist() == [0, 3, 0, 3]
+
+
 def test_a_pickled_array_is_refused(two_shards):
     path = two_shards / "train-00000.images.npy"
     np.save(path, np.array([{"a": 1}], object))

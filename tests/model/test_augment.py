@@ -3,7 +3,7 @@ import pytest
 from skimage import data
 
 from agelib.backend import keras, tf
-from agelib.model.augment import RandomAffine, build_augmentation
+from agelib.model.augment import RandomAffine, RandomLight, RandomResolution, build_augmentation
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,102 @@ def test_a_varied_portrait_still_shows_the_face(augmentation, portrait):
     assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.9
 
 
+LAYERS = {
+    "affine": lambda **options: RandomAffine(degrees=10, scale=0.1, translate=0.05, **options),
+    "light": lambda **options: RandomLight(0.25, 0.35, 0.1, 0.2, **options),
+    "resolution": lambda **options: RandomResolution(0.5, **options),
+}
+each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+
+
+@each_layer
+def test_each_layer_varies_each_image_by_itself_and_in_training_only(make, portrait):
+    layer = make()
+    same = layer(portrait[None], training=False)
+    np.testing.assert_array_equal(same[0], portrait)
+    varied = np.asarray(moved(layer, portrait))
+    assert varied.min() >= 0
+    assert varied.max() <= 255
+    kinds = len(np.unique(varied.round(2), axis=0))
+    assert kinds == (3 if isinstance(layer, RandomResolution) else 64)
+    assert not np.array_equal(moved(layer, portrait), varied)
+
+
+@each_layer
+def test_each_layer_works_in_a_graph_for_any_number_of_images(make, portrait):
+    layer = make()
+    specification = tf.TensorSpec((None, 64, 64, 3), tf.float32)
+    graph = tf.function(lambda batch: layer(batch, training=True), input_signature=[specification])
+    for count in (1, 3):
+        assert graph(np.repeat(portrait[None], count, axis=0)).shape == (count, 64, 64, 3)
+
+
+@each_layer
+def test_half_floats_show_what_full_ones_do(make, portrait):
+    found = []
+    for dtype in ("float32", "float16", "mixed_float16"):
+        layer = make(dtype=dtype)
+        layer._generator.state.assign([1, 2])
+        found.append(moved(layer, portrait, 3))
+    full, *halves = found
+    assert [half.dtype for half in halves] == [tf.float16, tf.float16]
+    for half in halves:
+        np.testing.assert_allclose(half, full, atol=0.6)
+
+
+@each_layer
+def test_a_copy_made_from_its_settings_is_the_same_layer(make, portrait):
+    layer = make(name="varied")
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    images = []
+    for one in (layer, again):
+        one._generator.state.assign([1, 2])
+        images.append(np.asarray(moved(one, portrait, 3)))
+    np.testing.assert_array_equal(*images)
+
+
+# Lit
+
+
+def test_a_quarter_of_the_images_is_darker_down_to_the_least_light():
+    grey = np.full((2, 2, 3), 200, np.float32)
+    layer = RandomLight(darkest=0.25, gamma=0, colour=0, contrast=0)
+    shares = np.asarray(moved(layer, grey, 4000)).mean(axis=(1, 2, 3)) / 200
+    assert 0.249 < shares.min() < 0.26
+    assert 1.14 < shares.max() < 1.151
+    assert (shares < 0.5).mean() == pytest.approx(0.25 / 2, abs=0.03)  # evenly by exposure
+
+
+def test_light_has_a_colour_and_a_contrast():
+    halves = np.full((4, 4, 3), 60, np.float32)
+    halves[2:] = 180
+    coloured = np.asarray(moved(RandomLight(1.0, 0, 0.1, 0), halves))
+    gains = coloured[:, 2, 2] / coloured[:, 2, 2].mean(axis=1, keepdims=True)
+    assert np.ptp(gains, axis=1).max() > 0.1
+    flat_or_hard = np.asarray(moved(RandomLight(1.0, 0, 0, 0.2), halves))
+    distance = (flat_or_hard[:, 2] - flat_or_hard[:, 0]).mean(axis=(1, 2)) / flat_or_hard.mean(
+        axis=(1, 2, 3)
+    )
+    assert 0.79 < distance.min() < 0.9
+    assert 1.1 < distance.max() < 1.21
+
+
+# Coarse
+
+
+def test_some_images_lose_what_is_finer_than_two_or_three_pixels():
+    stripes = np.zeros((60, 60, 3), np.float32)
+    stripes[:, ::2] = 255
+    found = np.asarray(moved(RandomResolution(share=0.5), stripes, 2000))
+    fine = found[:, 20:40, 20:40].std(axis=(1, 2, 3))
+    assert (fine > 100).mean() == pytest.approx(0.5, abs=0.05)
+    assert (fine < 1).mean() == pytest.approx(0.25, abs=0.05)  # half as many pixels: all grey
+    steps = np.repeat(np.repeat(np.arange(10) * 25, 6)[None, :, None], 60, axis=0).repeat(3, axis=2)
+    for image in np.asarray(moved(RandomResolution(share=1), steps.astype(np.float32), 8)):
+        assert np.abs(image - steps).mean() < 10  # what is coarser stays where it was
+
+
 # Turned, scaled and moved
 
 
@@ -121,26 +217,6 @@ def test_what_comes_in_at_the_edge_repeats_the_edge():
         assert row[0] < 1e-3 or row[-1] > 124 - 1e-3
 
 
-def test_half_floats_lie_where_full_ones_do(portrait):
-    found = []
-    for dtype in ("float32", "float16"):
-        layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, dtype=dtype)
-        layer._generator.state.assign([1, 2])
-        found.append(np.asarray(moved(layer, portrait / 255, 3)).astype(np.float32))
-    np.testing.assert_allclose(*found, atol=2e-3)
-
-
 def test_all_of_it_compiles_for_a_tpu(augmentation, images):
     compiled = tf.function(lambda batch: augmentation(batch, training=True), jit_compile=True)
     assert compiled(images).shape == images.shape
-
-
-def test_a_copy_made_from_its_settings_is_the_same_layer(portrait):
-    layer = RandomAffine(degrees=10, scale=0.1, translate=0.05, name="affine")
-    again = RandomAffine.from_config(layer.get_config())
-    assert again.get_config() == layer.get_config()
-    images = []
-    for one in (layer, again):
-        one._generator.state.assign([1, 2])
-        images.append(np.asarray(moved(one, portrait, 3)))
-    np.testing.assert_array_equal(*images)

@@ -1,10 +1,11 @@
+import os
 from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError
+from agelib import AgelibError, __version__
 from agelib.backend import keras, keras_settings, tf
-from agelib.model.hardware import describe_devices, even_share, precision, strategy
+from agelib.model.hardware import describe_devices, environment, even_share, precision, strategy
 
 
 @pytest.fixture
@@ -81,6 +82,16 @@ def test_the_devices_are_named(gpus, monkeypatch):
     assert "a TPU (v5e-1) that TensorFlow does not see" in describe_devices()
     monkeypatch.setenv("TPU_NAME", "local")
     assert describe_devices() == "TPU; in mixed_bfloat16"
+
+
+def test_a_run_can_say_where_it_was_made(gpus):
+    gpus((7, 5))
+    found = environment()
+    assert found["tensorflow"] == tf.__version__
+    assert found["keras"] == keras.__version__
+    assert found["agelib"] == __version__
+    assert found["hardware"].startswith(f"{describe_devices()}; {os.cpu_count()} cores")
+    assert all(isinstance(value, str) for value in found.values())
 
 
 def test_each_device_gets_as_many_faces(monkeypatch):

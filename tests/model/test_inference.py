@@ -117,10 +117,50 @@ def test_the_mean_over_views_is_what_must_come_true(honest, rng):
     assert alone > 1.1 * temperature  # one view alone is worth less trust than the mean of two
 
 
-@pytest.mark.parametrize(("sure_of", "expected"), [([0.9, 0.1], 0.5), ([0.0, 1.0], 5)])
-def test_a_few_faces_do_not_make_a_model_infinitely_sure(sure_of, expected):
-    views = np.array([[sure_of] * 10])
-    assert fit_temperature(views, np.zeros(10, int)) == pytest.approx(expected, rel=0.01)
+def likeliest(views, true):
+    """Returns the temperature at which the labels are likeliest, whatever is expected of it."""
+    temperatures = np.geomspace(0.5, 5, 500)
+    logits = np.log(views[0])[np.newaxis] / temperatures[:, np.newaxis, np.newaxis]
+    likelihoods = softmax(logits)[:, np.arange(len(true)), true]
+    return temperatures[np.log(likelihoods).sum(axis=1).argmax()]
+
+
+def drawn(rng, count, factor):
+    """Returns probabilities of ages that are too sure by a factor, and ages that come true."""
+    logits = -((np.arange(85) - rng.uniform(5, 80, (count, 1))) ** 2) / 50
+    true = (rng.random((count, 1)) < softmax(logits).cumsum(axis=1)).argmax(axis=1)
+    return softmax(factor * logits)[np.newaxis], true
+
+
+@pytest.mark.parametrize("sure_of", [[0.9, 0.1], [0.3, 0.7]])
+def test_seven_faces_that_are_all_right_or_all_wrong_say_little(sure_of):
+    views = np.array([[sure_of] * 7])
+    assert fit_temperature(views, np.zeros(7, int)) == pytest.approx(1, abs=0.12)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_few_faces_leave_a_model_as_it_is_and_many_decide(rng, factor):
+    few = [fit_temperature(*drawn(rng, 7, factor)) for _ in range(20)]
+    assert min(few) > 0.8
+    assert max(few) < 1.25
+    many = drawn(rng, 1000, factor)
+    assert fit_temperature(*many) == pytest.approx(likeliest(*many), rel=0.02)
+
+
+def test_a_thousand_faces_on_which_all_is_wrong_make_a_model_as_unsure_as_allowed():
+    views = np.array([[[0.02, 0.98]] * 1000])
+    assert fit_temperature(views, np.zeros(1000, int)) == pytest.approx(5, rel=0.01)
+
+
+def test_of_a_range_its_probability_must_come_true(rng):
+    views, true = drawn(rng, 5000, 2)
+    low, high = true // 10 * 10, true // 10 * 10 + 9
+    assert fit_temperature(views, low, high) == pytest.approx(2, rel=0.1)
+    assert fit_temperature(views, true, true) == fit_temperature(views, true)
+
+
+def test_without_faces_a_model_stays_as_it_is():
+    assert fit_temperature(np.empty((2, 0, 85)), np.empty(0, int)) == pytest.approx(1, abs=1e-3)
 
 
 def test_reliability_counts_by_steps_of_sureness():
