@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import io
+import os
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from agelib import AgelibError, first_line
+from agelib import AgelibError, __version__, first_line
 from agelib.commands import COMMANDS
 from agelib.config import PROFILES, Config
 
@@ -29,63 +30,79 @@ _MODEL_HELP = {
     "evaluate": "a model.keras to test on --images; default as for predict",
     "export": "a model.keras; default as for predict",
     "predict": "a model.keras; default: the run's if --profile, --run or --data is given, else the "
-    "one that comes with agelib",
+    "pretrained model",
     "serve": "a model.keras; default as for predict",
 }
 
-# What these need of a run is where it lies, and export its test faces. They take the other settings
-# too, for scripts that give each command the same, but do not explain them.
+# The settings that a command uses, which its help explains; "train" and "run" use all. Each command
+# takes the others too, for scripts that give all commands the same.
 _PLACE = ("profile", "data", "run")
-_EXPLAINED = {"predict": _PLACE, "serve": _PLACE, "export": (*_PLACE, "test_sources")}
+_SETS = ("profile", "data", "own", "train_sources", "test_sources")
+_USED = {
+    "download": _SETS,
+    "clean": (*_SETS, "crop_size", "margin", "align", "val_fraction", "workers"),
+    "upload": _SETS,
+    "evaluate": (*_SETS, "run", "val_fraction"),
+    "predict": _PLACE,
+    "serve": _PLACE,
+    "export": (*_PLACE, "test_sources"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 1."""
+    if sys.stderr is None:  # pythonw.exe has none, and tqdm wants one
+        sys.stderr = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     options = vars(_parser().parse_args(arguments))
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
+    command = options.pop("command")
+    names = [field.name for field in dataclasses.fields(Config)]
+    settings = {name: value for name in names if (value := options.pop(name)) is not None}
+    if "model" in options:
+        options["of_run"] = not settings.keys().isdisjoint(_PLACE)
     try:
-        config = Config.from_profile(**settings)
-        COMMANDS[options["command"]](config, options)
+        COMMANDS[command](Config.from_profile(**settings), **options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a closed pipe is caught
     except AgelibError as error:
-        print(f"agelib: {error}", file=sys.stderr)
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read this, such as `head`, has enough. Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         where = f"{error.filename} cannot be used" if error.filename else "A file cannot be used"
-        print(
-            f"agelib: {where} ({error.strerror or first_line(error)}): make room or name another "
-            "folder, then run this again.",
-            file=sys.stderr,
-        )
-        return 1
+        why = error.strerror or first_line(error)
+        return _fail(f"{where} ({why}): make room or name another folder, then run this again.")
     except KeyboardInterrupt:
-        goes_on = options["command"] not in ("predict", "export", "serve")
-        more = "; the same command goes on from here" if goes_on else ""
-        print(f"agelib: stopped{more}.", file=sys.stderr)
-        return 130
+        goes_on = command not in ("export", "serve")
+        return _fail("stopped" + "; the same command goes on from here" * goes_on + ".", 130)
     return 0
+
+
+def _fail(why: str, status: int = 1) -> int:
+    print(f"agelib: {why}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m agelib", description="Age and gender from faces.")
+    parser.add_argument("--version", action="version", version=f"agelib {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _STEPS.items():
         command = commands.add_parser(name, help=text, description=text)
         settings = command.add_argument_group("settings", _settings_of(name))
         for field in dataclasses.fields(Config):
-            explained = field.name in _EXPLAINED.get(name, (field.name,))
-            _add_setting(
-                settings, field, field.metadata["help"] if explained else argparse.SUPPRESS
-            )
+            used = field.name in _USED.get(name, (field.name,))
+            _add_setting(settings, field, field.metadata["help"] if used else argparse.SUPPRESS)
     _add_options(commands.choices)
     return parser
 
 
 def _settings_of(command: str) -> str:
-    if command in _EXPLAINED:
-        return "of a run of yours; without any, the model that comes along answers"
+    if command in ("predict", "serve", "export"):
+        return "of a run of yours; without any, the pretrained model answers"
     return "default: as the profile has them"
 
 
@@ -103,7 +120,10 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
         "--images", type=Path, help="a folder of images with a labels.csv, or named as in UTKFace"
     )
     evaluate.add_argument(
-        "--against", nargs="+", metavar="RUN", help="runs to set beside this one, on the same faces"
+        "--against",
+        nargs="+",
+        metavar="RUN",
+        help="runs to set beside this one, on the same faces; agelib: the pretrained model",
     )
     predict.add_argument(
         "photos", nargs="+", help="images or videos: files, folders, patterns, addresses"

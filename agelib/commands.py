@@ -1,22 +1,21 @@
-"""What each command does: a step of `agelib.steps`, and what it says to a terminal."""
+"""What each command does: a step of `agelib.steps`, and what it says to a terminal.
+
+A command gets the settings, and its own options by name. The imports stand inside the functions,
+so that `--help` and a wrong option need no TensorFlow.
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agelib import AgelibError
 from agelib.config import Config
 
-if TYPE_CHECKING:  # loading it would load TensorFlow
-    from agelib.prediction.estimator import Estimate
-    from agelib.prediction.photos import Photo
 
-NAMES_A_RUN = ("profile", "run", "data")
-
-
-def _download(config: Config, options: dict[str, Any]) -> None:
+def _download(config: Config) -> None:
     from agelib import steps
     from agelib.datasets.tables import find
 
@@ -25,11 +24,11 @@ def _download(config: Config, options: dict[str, Any]) -> None:
         print(f"{name}: {steps.download(name, config)} ({licence})")
 
 
-def _clean(config: Config, options: dict[str, Any]) -> None:
+def _clean(config: Config, verify: bool = False) -> None:
     from agelib import steps
 
     for name in config.sources:
-        damaged = steps.verify(name, config) if options.get("verify") else None
+        damaged = steps.verify(name, config) if verify else None
         counts = steps.clean(name, config)["counts"]
         if damaged is not None:
             print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}")
@@ -37,7 +36,7 @@ def _clean(config: Config, options: dict[str, Any]) -> None:
         print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in order))
 
 
-def _upload(config: Config, options: dict[str, Any]) -> None:
+def _upload(config: Config) -> None:
     from agelib import steps
 
     for name in config.sources:
@@ -46,57 +45,79 @@ def _upload(config: Config, options: dict[str, Any]) -> None:
         print(f"{name}: all verified in {place}, {len(copied)} files copied just now")
 
 
-def _train(config: Config, options: dict[str, Any]) -> None:
+def _train(config: Config) -> None:
     from agelib import steps
 
     last = steps.train(config).iloc[-1]
     print(
         f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
-        f"age branch {last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
+        f"as they are (without their mirror images), age branch "
+        f"{last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
     )
 
 
-def _evaluate(config: Config, options: dict[str, Any]) -> None:
+def _evaluate(
+    config: Config,
+    images: Path | None = None,
+    model: Path | None = None,
+    of_run: bool = True,
+    against: Sequence[str] | None = None,
+    json: bool = False,
+) -> None:
     from agelib import steps
+
+    if against and (images or model):
+        raise AgelibError("--against sets runs side by side: leave out --images and --model.")
+    if model and not images:
+        raise AgelibError("--model needs --images, a folder with a labels.csv or UTKFace's names.")
+    if against:
+        table = steps.compare(config, [config.run, *against])
+        print(table.to_json(indent=1) if json else table.to_string())
+        return
+    if images:
+        report = _evaluate_folder(config, images, _model_path(config, model, of_run))
+    else:
+        report = steps.evaluate(config)
+    if json:
+        _print_json(report)
+    else:
+        _print_report(report)
+
+
+def _evaluate_folder(config: Config, images: Path, path: Path) -> dict[str, Any]:
     from agelib.evaluation.evaluate import evaluate_folder
     from agelib.model.saved import load_model
 
-    if options["against"] and (options["images"] or options["model"]):
-        raise AgelibError("--against sets runs side by side: leave out --images and --model.")
-    if options["images"] or options["model"]:
-        path = _model_path(config, options)
-        model, note = load_model(path)
-        config = dataclasses.replace(config, **note["crop"], image_size=None)
-        if not options["images"]:
-            raise AgelibError(
-                "--model needs --images, a folder with a labels.csv or UTKFace's names."
-            )
-        report = evaluate_folder(options["images"], model, path, config)
-    elif options["against"]:
-        table = steps.compare(config, [config.run, *options["against"]])
-        print(table.to_json(indent=1) if options["json"] else table.to_string())
-        return
-    else:
-        report = steps.evaluate(config)
-    if options["json"]:
-        print(json.dumps(report, indent=1))
-        return
-    _print_report(report)
+    model, note = load_model(path)
+    config = dataclasses.replace(config, **note["crop"], image_size=None)
+    return evaluate_folder(images, model, path, config)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
 
 
 def _print_report(report: dict[str, Any]) -> None:
     from agelib.evaluation.tables import (
+        calibration_table,
+        duplicates_sentence,
         groups_table,
         name_worst,
         recall_table,
         results_table,
-        sureness_table,
     )
 
-    print(*(table(report).to_string() for table in (results_table, sureness_table)), sep="\n\n")
+    print("\nHow often is the model right?\n", results_table(report).to_string(), sep="\n")
+    print("\nHow far off, and how sure?\n", calibration_table(report).to_string(), sep="\n")
     for name, scores in report.get("tests", {report["dataset"]: report}).items():
         tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
-        print(f"\ntested on {name}:", *tables, name_worst(scores), sep="\n\n")
+        limits = (name_worst(scores), duplicates_sentence(scores["near_duplicates"]))
+        print(
+            f"\nTested on {name}: each class, and each group of people",
+            *tables,
+            *limits,
+            sep="\n\n",
+        )
         rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
         print(f"left out of {name}: {rejected or 'nothing'}")
     print(
@@ -105,120 +126,93 @@ def _print_report(report: dict[str, Any]) -> None:
     )
 
 
-def _model_path(config: Config, options: dict[str, Any]) -> Path:
+def _model_path(config: Config, model: Path | None, of_run: bool) -> Path:
+    """Returns the model that was named, else that of the named run, else the pretrained one."""
     from agelib import steps
     from agelib.model.saved import PRETRAINED
 
-    if options["model"]:
-        return options["model"]
-    if any(options.get(name) for name in NAMES_A_RUN):
-        return steps.pull_model(config)
-    return PRETRAINED
+    return model or (steps.pull_model(config) if of_run else PRETRAINED)
 
 
-def _predict(config: Config, options: dict[str, Any]) -> None:
+def _predict(
+    config: Config,
+    photos: Sequence[str | Path],
+    model: Path | None = None,
+    of_run: bool = True,
+    output: Path | None = None,
+    csv: Path | None = None,
+    json: bool = False,
+) -> None:
     from tqdm import tqdm
 
     from agelib.prediction.estimator import Estimator
-    from agelib.prediction.photos import find_photos, is_video, read_photos
+    from agelib.prediction.photos import find_photos, is_video, name_others
+    from agelib.prediction.results import predict_photos
 
-    places = find_photos(options["photos"])
-    _prepare_places(options["output"], options["csv"])
-    model = _model_path(config, options)
-    judged = Estimator(model).predict_all(read_photos(places))
-    results: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    places = find_photos(photos)
+    if others := name_others(photos):
+        print(others, file=sys.stderr)
+    path = _model_path(config, model, of_run)
+    results = predict_photos(Estimator(path), places, output, csv)
+    if not json:
+        print(f"model: {path}")
+    answered: list[dict[str, Any]] = []
     # A bar for a single photo would be gone before it is read.
     single = len(places) == 1 and not is_video(places[0])
-    for photo, estimates in tqdm(judged, "predict", unit=" photos", disable=single):
-        result = {"photo": photo.name, "faces": [estimate.to_dict() for estimate in estimates]}
-        if photo.error:
-            result["error"] = photo.error
-        elif options["output"]:
-            result["picture"] = str(_draw(photo, estimates, options["output"], taken))
-        results.append(result)
-    if options["json"]:
-        print(json.dumps(results, indent=1))
-    else:
-        print(f"model: {model}")
-        for result in results:
-            _print_faces(result)
-    if options["csv"]:
-        _write_table(results, options["csv"])
-    if all("error" in result for result in results):
-        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
-
-
-def _prepare_places(folder: Path | None, csv: Path | None) -> None:
-    """Makes sure that pictures and table can be written, before there are any."""
-    if folder and folder.is_file():
-        raise AgelibError(f"{folder} is a file: name a folder as --output.")
-    if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
-        raise AgelibError(f"{csv} cannot be written: name a file, in a folder that exists.")
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_table(results: list[dict[str, Any]], path: Path) -> None:
-    from agelib.evaluation.tables import predictions_table
-    from agelib.files import atomic, write_csv
-
     try:
-        with atomic(path) as partial:
-            write_csv(predictions_table(results), partial)
-    except OSError as error:
-        why = error.strerror
-        raise AgelibError(f"{path} cannot be written ({why}): name another --csv.") from error
+        for result in tqdm(results, "predict", unit=" photos", disable=single):
+            answered.append(result.to_dict())
+            if not json:
+                tqdm.write(str(result))
+    finally:
+        if json:
+            _print_json(answered)
+    if answered and all("error" in result for result in answered):
+        raise AgelibError("None of the photos could be read: name JPEG, PNG or other image files.")
+    if any("picture_error" in result for result in answered):
+        raise AgelibError("Not all pictures could be written: see the lines above.")
 
 
-def _draw(photo: "Photo", estimates: list["Estimate"], folder: Path, taken: set[str]) -> Path:
-    from agelib.plots import annotate
-    from agelib.prediction.photos import name_picture
-
-    path = folder / name_picture(photo.name, taken)
-    annotate(photo.image, estimates).savefig(path)
-    return path
-
-
-def _print_faces(result: dict[str, Any]) -> None:
-    if "error" in result:
-        print(result["error"])
-        return
-    print(f"{result['photo']}: {len(result['faces']) or 'no'} face(s)")
-    for face in result["faces"]:
-        share = face["gender_probabilities"][face["gender"]]
-        low, high = face["age_interval"]
-        print(
-            f"  {face['gender']} ({share:.0%}), {face['age']} years ({low}-{high}), branch "
-            f"{face['age_branch']}, at {face['box']}"
-        )
-    if "picture" in result:
-        print(f"  drawn in {result['picture']}")
-
-
-def _export(config: Config, options: dict[str, Any]) -> None:
+def _export(
+    config: Config,
+    output: Path,
+    model: Path | None = None,
+    of_run: bool = True,
+    formats: Sequence[str] = (),
+    images: Path | None = None,
+    json: bool = False,
+) -> None:
     from agelib.model.saved import load_model
-    from agelib.prediction.export import export, faces_to_check, readable
+    from agelib.prediction.export import (
+        describe_input,
+        export,
+        faces_to_check,
+        name_missing,
+        readable,
+    )
 
-    path = _model_path(config, options)
-    crops, what = faces_to_check(config, load_model(path)[1]["crop"], options["images"])
-    table = export(path, options["output"], crops, options["formats"])
-    if options["json"]:
+    path = _model_path(config, model, of_run)
+    crops, what = faces_to_check(config, load_model(path)[1]["crop"], images)
+    table = export(path, output, crops, formats)
+    if json:
         print(table.to_json(orient="records", indent=1))
     else:
         print(f"model: {path}, compared on {what}", readable(table).to_string(), sep="\n\n")
-        print("\ndifferences from Keras; ms: the median call of one face on this machine")
+        print("\ndifferences from Keras; ms: the median call of one face on this machine\n")
+        print(describe_input(path))
+    if not formats and (missing := name_missing()):
+        print(missing, file=sys.stderr)
     if problems := [problem for problem in table["problem"] if problem]:
         raise AgelibError(" ".join(problems))
 
 
-def _serve(config: Config, options: dict[str, Any]) -> None:
+def _serve(config: Config, host: str, port: int, model: Path | None, of_run: bool) -> None:
     from agelib.prediction.page import serve
 
-    serve(_model_path(config, options), options["host"], options["port"])
+    serve(_model_path(config, model, of_run), host, port)
 
 
-def _ship(config: Config, options: dict[str, Any]) -> None:
+def _ship(config: Config) -> None:
     from agelib import steps
     from agelib.model.saved import PRETRAINED
     from agelib.release import ship
@@ -233,14 +227,28 @@ def _ship(config: Config, options: dict[str, Any]) -> None:
     print(f"{PRETRAINED}: {card['bytes'] / 1e6:.1f} MB")
 
 
-def _run(config: Config, options: dict[str, Any]) -> None:
-    for step in (_download, _clean, _upload, _train):
-        step(config, options)
-    _evaluate(config, {"images": None, "model": None, "against": None, "json": False})
+def _run(config: Config) -> None:
+    from agelib import steps
+    from agelib.model.saved import PRETRAINED
+
+    for step in (_download, _clean, _upload, _train, _evaluate):
+        step(config)
+    if config.weights == "agelib":
+        print("\nOn the same test faces, after training and before it (agelib):\n")
+        print(steps.compare(config, [config.run, "agelib"]).to_string())
     photo = _astronaut(config)
-    model = config.run_folder / "model.keras"
-    options = {"photos": [photo], "model": model, "output": photo.parent}
-    _predict(config, options | {"json": False, "csv": None})
+    whose = (
+        "knows only the sample's drawn faces, no real one"
+        if config.profile == "sample"
+        else ("was trained on " + " and ".join(config.train_sources))
+    )
+    print(
+        f"\nA photo of the astronaut Eileen Collins, in her thirties. The run's model {whose}; the "
+        "pretrained model was trained on real faces.\n"
+    )
+    for model in (PRETRAINED, config.run_folder / "model.keras"):
+        _predict(config, [photo], model, output=photo.parent)
+    print("\nNow a photo of yours: python -m agelib predict PHOTO --output FOLDER")
 
 
 def _astronaut(config: Config) -> Path:
@@ -257,7 +265,7 @@ def _astronaut(config: Config) -> Path:
     return path
 
 
-COMMANDS: dict[str, Callable[[Config, dict[str, Any]], None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "download": _download,
     "clean": _clean,
     "upload": _upload,

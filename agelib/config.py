@@ -27,6 +27,9 @@ _OWN: dict[str, Any] = {
     "train_sources": ("own",),
     "test_sources": ("own",),
     "weights": "agelib",
+    "backbone": "EfficientNetLite0",
+    "crop_size": 96,
+    "margin": 0.2,
     "keep_near_duplicates": False,
     "workers": cpu_count(),
 }
@@ -38,7 +41,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "own": _OWN,
 }
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
-PRETRAINED_BACKBONE = "EfficientNetB0"
+PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 
@@ -89,7 +92,10 @@ def on_colab() -> bool:
 
 
 def _default_data() -> Path:
-    return Path(os.environ.get("AGELIB_DATA") or Path(__file__).resolve().parents[1] / "data")
+    root = Path(__file__).resolve().parents[1]
+    # A checkout has a folder for it; an installed package must not write beside others.
+    home = root if (root / "pyproject.toml").is_file() else Path.cwd()
+    return Path(os.environ.get("AGELIB_DATA") or home / "data")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -164,7 +170,9 @@ class Config:
     data: Path = field(
         default_factory=_default_data,
         repr=False,
-        metadata={"help": "folder for all data; default: data/"},
+        metadata={
+            "help": "folder for all data; default: data/ of the checkout, or of the working folder"
+        },
     )
 
     def __post_init__(self) -> None:

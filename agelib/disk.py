@@ -88,8 +88,9 @@ def advice(error: OSError, *places: Path, to_go: int = 0) -> str:
     if error.errno in _FULL:
         return _room(places[-1], to_go)
     if error.errno in LOST:
-        again = "run the notebook's cell with drive.mount(config) again" if google else "restore it"
-        return f"the connection to Drive broke: {again}"
+        if google:
+            return "the connection to Drive broke: run the cell with drive.mount(config) again"
+        return f"the connection to {places[-1]} broke: restore it"
     if error.errno in _FORBIDDEN:
         whose = "this Google account may" if google else "you may"
         return f"make sure that {whose} read and write there"

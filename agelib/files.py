@@ -1,13 +1,15 @@
-"""Files that are whole or absent, and their checksums."""
+"""Files: found below a folder by one rule, written whole or not at all, and checked."""
 
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from agelib import AgelibError
 
@@ -17,22 +19,72 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+_EXTENSIONS = Image.registered_extensions()  # which loads all of Pillow's decoders
+# Those that are asked for: for others Pillow starts programs (Ghostscript) or opens no photos.
+_PHOTOS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF")
+IMAGE_FORMATS = tuple(name for name in (*_PHOTOS, "HEIF") if name in Image.OPEN)
+# Phones write the last ones, which not every Pillow opens; passed over, nobody would miss them.
+IMAGE_SUFFIXES = (
+    *sorted(suffix for suffix, name in _EXTENSIONS.items() if name in IMAGE_FORMATS),
+    *(suffix for suffix in (".avif", ".heic", ".heif") if suffix not in _EXTENSIONS),
+)
+# OpenCV opens these by way of FFmpeg, which has no list of endings.
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Tells whether a relative path is hidden, or a system's own, as macOS' `__MACOSX` is."""
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.parts)
+
+
+def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
+    """Returns the files below a folder, at any depth and sorted, without hidden ones.
+
+    Args:
+        folder: Where to look.
+        suffixes: If any, the endings to look for, such as `IMAGE_SUFFIXES`; a file's own may be in
+            capitals.
+
+    Raises:
+        OSError: If a folder cannot be read, which `rglob` would take for an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not is_hidden(PurePath(name))]
+        found += [Path(place, name) for name in names if not is_hidden(PurePath(name))]
+    right = (path for path in found if not suffixes or path.suffix.lower() in suffixes)
+    return sorted(path for path in right if path.is_file())
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path that becomes `path` when the block ends well, and vanishes otherwise.
 
-    The data is on the disk before the name is: a crash leaves the old file or the new one.
+    The data is on the disk before the name is: a crash leaves the old file or the new one. A file
+    that is replaced keeps its mode, and a symbolic link stays one. A device or a pipe cannot be
+    replaced: its own path is yielded.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = _link_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
         with open(partial, "r+b") as file:  # Windows syncs no file that is open for reading
             os.fsync(file.fileno())
+        # Drive has one mode for all, and refuses to be told so.
+        if path.exists() and path.stat().st_mode != partial.stat().st_mode:
+            partial.chmod(path.stat().st_mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -40,8 +92,13 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def remove_partials(path: Path) -> None:
     """Removes what killed processes left of a file; nobody else may be writing it right now."""
+    path = _link_target(path)
     for partial in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part*"):
         partial.unlink(missing_ok=True)
+
+
+def _link_target(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -85,4 +142,5 @@ def verify(path: Path, checksum: Checksum) -> None:
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:
     """Writes a table for spreadsheets; a file's name in it may be bytes that are no text."""
-    table.to_csv(path, index=False, encoding="utf-8", errors="surrogateescape")
+    # Without its mark at the beginning, Excel takes UTF-8 for another encoding.
+    table.to_csv(path, index=False, encoding="utf-8-sig", errors="surrogateescape")

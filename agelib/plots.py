@@ -130,12 +130,12 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
 
 
 def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
-    """Shows the way of a photo to an answer: the face's box, the crop, the years.
+    """Shows how a photo becomes an estimate: the face's box, the crop, each year's probability.
 
     Args:
         image: RGB uint8 of shape (height, width, 3).
         crop: What the network sees of the face, RGB uint8.
-        estimate: The answer.
+        estimate: The face's.
     """
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     photo, face, ages = figure.subplots(1, 3, width_ratios=(1, 0.8, 2))
@@ -147,9 +147,7 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     for axis in (photo, face):
         axis.axis("off")
     _draw_ages(ages, [estimate.ages], [estimate.age], [""])
-    says = f"{estimate.gender} {estimate.genders.max():.0%}, {estimate.age} years"
-    interval = f"({estimate.interval[0]}-{estimate.interval[1]})"
-    ages.set_title(f"3. EfficientNet says: {says} {interval}", fontsize=10, pad=18)
+    ages.set_title(f"3. EfficientNet says: {estimate}", fontsize=10, pad=18)
     return figure
 
 
@@ -172,7 +170,7 @@ def _draw_ages(
 
 
 def _box(estimate: "Estimate") -> Rectangle:
-    left, top, right, bottom = estimate.face.box
+    left, top, right, bottom = estimate.box
     return Rectangle(
         (left, top), right - left, bottom - top, fill=False, linewidth=2, edgecolor=_HIGHLIGHT
     )
@@ -202,18 +200,13 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
     axis.set_ylim(height - 0.5, -0.5)
     for number, estimate in enumerate(estimates, 1):
         axis.add_patch(_box(estimate))
-        _label(
-            axis,
-            *estimate.face.box[:2],
-            (f"{number}: " if len(estimates) > 1 else "")
-            + f"{estimate.gender} {estimate.genders.max():.0%}\n{estimate.age} years "
-            f"({estimate.interval[0]}-{estimate.interval[1]})",
-        )
+        prefix = f"{number}: " if len(estimates) > 1 else ""
+        _label(axis, *estimate.box[:2], prefix + str(estimate).replace(", ", "\n"))
     return figure
 
 
 def _label(axis: Axes, x: float, y: float, text: str) -> None:
-    """Writes a label above a point of a picture, moved as far as it takes to lie inside."""
+    """Writes a label above a point of a picture, moved so that all of it is inside."""
     label = axis.text(
         x,
         y,
@@ -232,7 +225,7 @@ def _label(axis: Axes, x: float, y: float, text: str) -> None:
 
 
 def tidy(axis: Axes) -> None:
-    """Takes away the lines of a diagram that say nothing."""
+    """Removes the top and right edges of a diagram."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -266,7 +259,7 @@ def confusion(report: dict[str, Any]) -> Figure:
 
 
 def age_errors(estimates: pd.DataFrame) -> Figure:
-    """Shows how far off ages are: by the true age, and how many faces are within how many years.
+    """Shows the error by the true age, and the share of faces within each number of years.
 
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
@@ -303,7 +296,7 @@ def _means(values: pd.Series, groups: pd.Series) -> tuple[pd.Index, pd.Series]:
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
-    """Shows how often the model is right when it is so and so sure, for each head.
+    """Shows how often each head is right, by its confidence.
 
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
@@ -312,9 +305,9 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
     heads = [head for head in heads if head[1] in estimates]
     figure = Figure(figsize=(4 * len(heads), 3.6), layout="constrained")
     axes = figure.subplots(1, len(heads), squeeze=False)[0]
-    for axis, (said, true, title) in zip(axes, heads, strict=True):
-        confidence = estimates[f"{said}_confidence"].to_numpy()
-        right = (estimates[f"said_{said}"] == estimates[true]).to_numpy()
+    for axis, (name, true, title) in zip(axes, heads, strict=True):
+        confidence = estimates[f"{name}_confidence"].to_numpy()
+        right = (estimates[f"estimated_{name}"] == estimates[true]).to_numpy()
         steps = reliability(confidence, right)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         sizes = 200 * steps["faces"] / steps["faces"].max()
@@ -322,8 +315,8 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
         axis.scatter(steps["confidence"], steps["accuracy"], sizes, color=COLOURS[0], alpha=0.6)
         axis.set_xlim(0, 1.05)
         axis.set_ylim(0, 1.05)
-        axis.set_xlabel("how sure the model is")
-        axis.set_ylabel("how often it is right")
+        axis.set_xlabel("confidence")
+        axis.set_ylabel("accuracy")
         axis.set_title(f"{title}: calibration error {calibration_error(confidence, right):.1%}")
         tidy(axis)
     return figure

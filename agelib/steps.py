@@ -22,7 +22,7 @@ from agelib.datasets.tables import check_sources, find, images_folder
 from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
 from agelib.drive.sync import Backup, push_finished
-from agelib.evaluation.evaluate import ESTIMATES, evaluate_run
+from agelib.evaluation.evaluate import ESTIMATES, compare_with_pretrained, evaluate_run
 from agelib.evaluation.tables import compare_table
 from agelib.faces import cleaning
 from agelib.faces.shards import MANIFEST, damaged_shards, read_manifest
@@ -236,13 +236,13 @@ def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
 
     Args:
         config: Settings that the runs share: where they and their faces are.
-        runs: Their names.
+        runs: Their names; "agelib" is the pretrained model.
 
     Returns:
         As `agelib.evaluation.tables.compare_table`.
     """
-    reports = {run: evaluate(as_trained(run, config)) for run in runs}
-    return compare_table(reports)
+    reports = {run: evaluate(as_trained(run, config)) for run in runs if run != "agelib"}
+    return compare_with_pretrained(reports, config) if "agelib" in runs else compare_table(reports)
 
 
 def pull_model(config: Config) -> Path:

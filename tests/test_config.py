@@ -1,11 +1,14 @@
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import agelib
 from agelib import AgelibError
 from agelib.config import BACKBONES, PROFILES, Config
 
@@ -18,7 +21,8 @@ DESIGN = {
     "wiki": COMMON | PAPER | {"train_sources": ("wiki",), "run": "wiki"},
     "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
     "own": COMMON
-    | {"backbone": "EfficientNetB0", "weights": "agelib", "crop_size": 64, "image_size": 64}
+    | {"backbone": "EfficientNetLite0", "weights": "agelib", "crop_size": 96, "image_size": 96}
+    | {"margin": 0.2}
     | {"train_sources": ("own",), "test_sources": ("own",), "run": "own"},
 }
 
@@ -203,9 +207,28 @@ def test_agelib_data_moves_the_data(tmp_path, monkeypatch):
     assert Config.from_profile("wiki").raw == tmp_path / "raw"
 
 
-def test_data_lies_beside_the_package_by_default(monkeypatch):
+def test_data_lies_in_a_checkout_by_default(monkeypatch):
     monkeypatch.delenv("AGELIB_DATA", raising=False)
     assert Config().data == Path(__file__).parents[1] / "data"
+
+
+def test_an_installed_package_keeps_data_in_the_working_folder(tmp_path):
+    shutil.copytree(
+        Path(agelib.__file__).parent,
+        tmp_path / "site" / "agelib",
+        ignore=shutil.ignore_patterns("*.npz", "*.keras"),
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "AGELIB_DATA"}
+    code = "from agelib import Config; print(Config().data)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == tmp_path / "data"
 
 
 def test_a_tilde_in_the_data_folder_is_home():

@@ -67,8 +67,8 @@ def test_an_error_that_stays_is_not_waited_for(pauses, number):
     ("number", "google", "elsewhere"),
     [
         (errno.EIO, "Google limits", "see whether the disk or its connection is at fault"),
-        (errno.ENOTCONN, "drive.mount(config) again", "connection to Drive broke: restore it"),
-        (errno.ESTALE, "drive.mount(config) again", "connection to Drive broke: restore it"),
+        (errno.ENOTCONN, "drive.mount(config) again", "broke: restore it"),
+        (errno.ESTALE, "drive.mount(config) again", "broke: restore it"),
         (errno.EACCES, "this Google account may read and write", "that you may read and write"),
         (errno.ENOSPC, "its trash counts", "or name another folder (AGELIB_DATA"),
         (errno.EDQUOT, "its trash counts", "or name another folder (AGELIB_DATA"),
@@ -80,6 +80,7 @@ def test_the_advice_suits_the_error_and_the_place(colab, tmp_path, number, googl
         said = sentence(number, place)
         assert said.startswith(f"X failed ({os.strerror(number)}): ")
         assert expected in said
+        assert ("Drive broke" in said) == (place != tmp_path and "mount(" in expected)
         assert said.endswith(", then run this again; what was copied before is safe.")
 
 

@@ -1,6 +1,10 @@
 import hashlib
+import os
+import threading
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from agelib import AgelibError, files
 
@@ -53,6 +57,107 @@ def test_atomic_syncs_the_data_before_it_renames(tmp_path, monkeypatch):
     with files.atomic(tmp_path / "a.txt") as partial:
         partial.write_text("new")
     assert calls == ["fsync", "replace"]
+
+
+def test_atomic_replaces_what_a_link_leads_to_and_not_the_link(tmp_path):
+    target, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    for text in ("new", "newer"):
+        with files.atomic(link) as partial:
+            partial.write_text(text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    (target.parent / ".a.txt.123.part").touch()
+    files.remove_partials(link)
+    assert [file.name for file in target.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_atomic_keeps_the_mode_of_the_file_it_replaces(tmp_path, mode):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    with files.atomic(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_atomic_gives_a_new_file_the_usual_mode(tmp_path):
+    (tmp_path / "usual.txt").touch()
+    with files.atomic(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "usual.txt").stat().st_mode
+
+
+def test_atomic_writes_through_what_cannot_be_replaced(tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    with files.atomic(pipe) as path:
+        path.write_text("new")
+    reader.join()
+    assert received == ["new"]
+    assert pipe.is_fifo()
+    with files.atomic(Path(os.devnull)) as path:
+        path.write_text("new")
+    assert Path(os.devnull).is_char_device()
+
+
+FOUND = ["B.JPG", "a.jpg", "deep/c.webp", "deep/er/d.txt"]
+HIDDEN = [
+    "._a.jpg",
+    ".thumbnails/1.jpg",
+    ".Trash-1000/files/b.jpg",
+    "deep/__MACOSX/c.jpg",
+    "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "$RECYCLE.BIN/x.jpg",
+]
+
+
+@pytest.fixture
+def album(tmp_path):
+    for name in FOUND + HIDDEN:
+        path = tmp_path / ".home" / "album" / name  # what is above is nobody's business
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / ".home" / "album" / "folder.jpg").mkdir()
+    return tmp_path / ".home" / "album"
+
+
+def test_files_are_found_at_any_depth_and_without_hidden_ones(album):
+    found = files.find_files(album)
+    assert [path.relative_to(album).as_posix() for path in found] == FOUND
+
+
+def test_files_are_found_by_endings_in_small_letters_or_capitals(album):
+    found = files.find_files(album, files.IMAGE_SUFFIXES)
+    assert [path.relative_to(album).as_posix() for path in found] == FOUND[:3]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(album, monkeypatch):
+    scandir = os.scandir
+
+    def failing(place):
+        if str(place).endswith("er"):
+            raise OSError(5, "Input/output error")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        files.find_files(album)
+    with pytest.raises(FileNotFoundError):
+        files.find_files(album / "nowhere")
+
+
+def test_every_ending_of_an_image_that_pillow_opens_is_known(tmp_path):
+    common = ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .pgm .jp2"
+    assert set(common.split()) <= set(files.IMAGE_SUFFIXES)
+    assert not {".eps", ".pdf", ".ps", ".h5", ".mpg", ".ico"} & set(files.IMAGE_SUFFIXES)
+    assert len(set(files.IMAGE_SUFFIXES)) == len(files.IMAGE_SUFFIXES)
+    assert set(files.IMAGE_FORMATS) <= set(Image.OPEN)
+    assert not set(files.IMAGE_SUFFIXES) & set(files.VIDEO_SUFFIXES)
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import one_line
+from tqdm import tqdm
 
 import agelib
 from agelib.__main__ import main
@@ -24,6 +25,7 @@ VALUES = {
     "image_size": "80",
     "margin": "0.45",
     "align": True,
+    "keep_near_duplicates": True,
     "val_fraction": "0.25",
     "epochs": "77",
     "head_epochs": "7",
@@ -43,7 +45,7 @@ def asked(monkeypatch):
     """The settings that a command is given; no command does anything."""
     configs = []
 
-    def remember(config, options):
+    def remember(config, **options):
         configs.append(config)
 
     for name in COMMANDS:
@@ -109,7 +111,7 @@ def test_weights_none_overrides_a_profile(asked):
     ("arguments", "message"),
     [
         (["--backbone", "ResNet50"], "agelib: backbone is 'ResNet50', but must be one of"),
-        (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 16 to 600 pixels."),
+        (["--crop-size", "7"], "agelib: crop_size is 7, but must be from 32 to 600 pixels."),
         (["--test-source", "a/b"], "agelib: test_sources is ('a/b',), but must be"),
         (["--run", "a/b"], "agelib: run is 'a/b', but must be a plain name"),
         (["--epochs", "0"], "agelib: epochs is 0, but must be 1 or more."),
@@ -148,8 +150,11 @@ def test_help_explains_every_setting_that_matters(capsys, command):
     assert refused([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     settings = {field.name: field.metadata["help"].split(";")[0] for field in fields(Config)}
-    place = {"profile", "data", "run"}
+    place, sets = {"profile", "data", "run"}, {"own", "train_sources", "test_sources"}
+    of_clean = {"crop_size", "margin", "align", "val_fraction", "workers"}
     few = {"predict": place, "serve": place, "export": place | {"test_sources"}}
+    few |= dict.fromkeys(("download", "upload"), sets | {"profile", "data"})
+    few |= {"clean": few["upload"] | of_clean, "evaluate": place | sets | {"val_fraction"}}
     explained = few.get(command, set(settings))
     for name, meaning in settings.items():
         assert (f"--{name.replace('_', '-')} " in text) == (name in explained), name
@@ -166,12 +171,47 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 
 def test_stopping_by_hand_is_one_line(monkeypatch, capsys):
-    def stop(config, options):
+    def stop(config):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(COMMANDS, "train", stop)
     assert main(["train"]) == 130
     assert one_line(capsys.readouterr().err).startswith("agelib: stopped")
+
+
+def test_the_version_is_said(capsys):
+    assert refused(["--version"]) == 0
+    assert capsys.readouterr().out == f"agelib {agelib.__version__}\n"
+
+
+# Prints more than a pipe holds, as a command does whose photos are many.
+TALKING = """
+import sys
+from agelib import __main__
+__main__.COMMANDS["upload"] = lambda config: print("line\\n" * 100_000)
+sys.exit(__main__.main(["upload"]))
+"""
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALKING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"line\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_a_command_works_without_standard_error(monkeypatch, capsys):
+    def work(config):
+        print(sum(tqdm([1, 2])))
+
+    monkeypatch.setitem(COMMANDS, "train", work)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["train"]) == 0
+    assert capsys.readouterr().out == "3\n"
 
 
 def test_a_real_terminal_sees_one_line_and_an_exit_status():

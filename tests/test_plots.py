@@ -15,7 +15,7 @@ from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import estimates_table
 from agelib.faces.crop import Face
 from agelib.labels import BRANCH_NAMES, age_branch
-from agelib.prediction.estimator import Estimate
+from agelib.prediction.estimator import Box, Estimate
 
 NOISE = [np.random.default_rng(i).integers(0, 255, (40 + i, 50, 3), np.uint8) for i in range(10)]
 
@@ -25,6 +25,7 @@ def estimate_at(left, top, side=80, age=33):
     ages[age - 1] = 1
     return Estimate(
         face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
+        box=Box(round(left), round(top), round(left + side), round(top + side)),
         age=age,
         interval=(age, age),
         ages=ages,
@@ -144,7 +145,7 @@ def test_age_distributions_name_every_face():
 def test_a_story_ends_with_the_answer_and_shows_its_crop():
     figure = plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20, age=33))
     texts = texts_of(figure)
-    assert "3. EfficientNet says: Female 90%, 33 years (33-33)" in texts
+    assert "3. EfficientNet says: Female (90%), 33 years (33-33), branch 24-39 (100%)" in texts
     assert f"2. the crop, {NOISE[1].shape[1]} pixels" in texts
     photo, face, _ = figure.axes
     assert np.array_equal(face.images[0].get_array(), NOISE[1])
@@ -183,15 +184,17 @@ def test_every_face_has_a_box_and_a_label():
     assert [box.get_xy() for box in boxes] == [(100, 200), (500, 300)]
     assert [(box.get_width(), box.get_height()) for box in boxes] == [(80, 80)] * 2
     assert [text.get_text() for text in axis.texts] == [
-        "1: Female 90%\n33 years (33-33)",
-        "2: Female 90%\n70 years (70-70)",
+        "1: Female (90%)\n33 years (33-33)\nbranch 24-39 (100%)",
+        "2: Female (90%)\n70 years (70-70)\nbranch 56-85 (100%)",
     ]
 
 
 def test_the_label_of_a_single_face_needs_no_number():
     photo = np.zeros((600, 800, 3), np.uint8)
     [axis] = plots.annotate(photo, [estimate_at(100, 200, age=33)]).axes
-    assert [text.get_text() for text in axis.texts] == ["Female 90%\n33 years (33-33)"]
+    assert [text.get_text() for text in axis.texts] == [
+        "Female (90%)\n33 years (33-33)\nbranch 24-39 (100%)"
+    ]
 
 
 @pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (2, 5_000), (1, 1)])
@@ -242,13 +245,13 @@ def estimates(ages=(5, 20, 30, 60), said=(8, 25, 26, 60)):
     return pd.DataFrame(
         {
             "age": ages,
-            "said_age": said,
+            "estimated_age": said,
             "years_off": np.subtract(said, ages),
             "age_branch": "24-39",
-            "said_branch": np.where(right, "24-39", "40-55"),
+            "estimated_branch": np.where(right, "24-39", "40-55"),
             "branch_confidence": 0.6,
             "gender": "Male",
-            "said_gender": "Male",
+            "estimated_gender": "Male",
             "gender_confidence": 0.9,
         }
     )

@@ -12,18 +12,18 @@ from agelib import AgelibError, release
 from agelib.config import Config
 from agelib.evaluation.evaluate import score_split
 from agelib.evaluation.tables import (
+    calibration_table,
+    compare_table,
     groups_table,
-    name_worst,
     recall_table,
     results_table,
-    sureness_table,
 )
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import sha256
 from agelib.model.inference import estimate
 from agelib.model.saved import PRETRAINED, load_model, save_model
 from agelib.prediction.estimator import Estimator
-from agelib.release import ship, train_command
+from agelib.release import card_text, ship, train_command
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_its_weights_fit_into_16_bits_and_no_file_in_it_is_lost(trained, shipped
         np.testing.assert_array_equal(weights, weights.astype(np.float16))
     names = [zipfile.ZipFile(p).namelist() for p in (path, trained.run_folder / "model.keras")]
     assert sorted(names[0]) == sorted(names[1])
-    assert [p.name for p in path.parent.iterdir() if p.suffix not in (".json", ".keras")] == []
+    assert {p.name for p in path.parent.iterdir()} == {"model.keras", "card.json", "README.md"}
 
 
 def test_the_card_is_of_the_very_file(trained, shipped):
@@ -72,14 +72,20 @@ def test_the_card_is_of_the_very_file(trained, shipped):
     assert card["scores"]["test"] == score_split(faces, estimate(load_model(path)[0], faces))
 
 
-def test_the_card_is_a_page_with_all_scores_of_each_test_set(shipped):
+def test_the_card_is_a_page_with_all_scores_of_each_test_set(trained, shipped):
     path, card = shipped
     page = path.with_name("README.md").read_text(encoding="utf-8")
+    assert page == card_text(json.loads(path.with_name("card.json").read_text()))
     for scores in card["tests"].values():
-        tables = (results_table, sureness_table, recall_table, groups_table)
+        tables = (results_table, calibration_table, recall_table, groups_table)
         for figure in np.concatenate([table(scores).to_numpy().ravel() for table in tables]):
             assert f"| {figure} |" in page
-    for line in (card["command"], card["sha256"], "academic research only", "Apache 2.0"):
+    for line in (
+        train_command(trained.to_dict()),
+        card["sha256"],
+        "academic research only",
+        "Apache 2.0",
+    ):
         assert line in page
 
 
@@ -103,6 +109,10 @@ def test_the_card_s_command_has_the_run_s_settings():
         "python -m agelib run --profile wiki --train-sources wiki aaf --crop-size 96 --align "
         "--keep-near-duplicates --learning-rate 0.001 --run 'faces 96'"
     )
+    # The rate that follows from the profile's batch size follows no longer from this one.
+    rate = Config.from_profile("wiki").resolved.learning_rate
+    larger = Config.from_profile("wiki", batch_size=256, learning_rate=rate).to_dict()
+    assert train_command(larger).endswith(f"--batch-size 256 --learning-rate {rate}")
     from_scratch = Config.from_profile("wiki", weights="none").resolved.to_dict()
     assert train_command(from_scratch) == "python -m agelib run --profile wiki --weights none"
 
@@ -168,6 +178,15 @@ def test_settings_that_are_not_the_run_s_are_refused(trained_alone, shipped_befo
         ship(other, shipped_before)
 
 
+def test_a_run_that_does_not_say_how_it_was_made_is_refused(trained_alone, shipped_before):
+    path = trained_alone.run_folder / "model.keras"
+    model, note = load_model(path)
+    del note["seconds"]
+    save_model(model, path, note)
+    with pytest.raises(AgelibError, match="does not note all that the card says"):
+        ship(trained_alone, shipped_before)
+
+
 def test_a_weight_beyond_16_bits_is_refused(trained_alone, shipped_before):
     path = trained_alone.run_folder / "model.keras"
     model, note = load_model(path)
@@ -202,16 +221,17 @@ def test_the_shipped_model_knows_a_face_it_has_not_seen():
 
 def test_the_readme_repeats_the_card(card):
     readme = (PRETRAINED.parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## The model that comes along")[1].split("\n## ")[0]
-    for figure in results_table({"splits": card["scores"]})["test"]:
-        assert f"| {figure} |" in section
-    for figure in sureness_table({"splits": card["scores"]})["test"]:
-        assert f"| {figure} |" in section
-    for figure in recall_table(card["scores"]["test"])["recall"]:
-        assert f"| {figure} |" in section
-    for figures in groups_table(card["scores"]["test"]).loc["race"].itertuples(index=False):
-        assert all(f"| {figure} |" in section for figure in figures[1:])
-    assert name_worst(card["scores"]["test"]) in section.replace("\n", " ")
+    scores = compare_table(card["tests"])
+    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line[:2] == "| "]
+    repeated = {name: figures for name, *figures in rows if name in scores.index}
+    assert len(repeated) == 6
+    for name, figures in repeated.items():
+        assert figures == scores.loc[name].tolist()
+
+
+def test_the_cards_page_is_written_from_the_card(card):
+    page = PRETRAINED.with_name("README.md").read_text(encoding="utf-8")
+    assert page == release.card_text(card)
 
 
 @pytest.fixture

@@ -162,6 +162,7 @@ def test_cleaning_uploads_its_faces(machine):
 def test_a_run_and_its_evaluation_are_on_drive(trained):
     files = listing(trained.drive / "runs" / "trained")
     assert set(files) == {
+        "checkpoints/best.npz",
         "checkpoints/last.keras",
         "config.json",
         "estimates.csv",

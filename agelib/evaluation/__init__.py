@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "name_worst",
             "recall_table",
             "results_table",
-            "sureness_table",
+            "calibration_table",
         ],
     },
 )

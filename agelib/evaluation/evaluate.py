@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.config import Config
 from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
-from agelib.evaluation.tables import estimates_table
+from agelib.evaluation.tables import compare_table, estimates_table
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
 from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
@@ -21,22 +22,24 @@ from agelib.model.inference import estimate
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
 
-ESTIMATES = "estimates.csv"
+REPORT, ESTIMATES = "evaluation.json", "estimates.csv"
 
 
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces.
 
-    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set.
-    Done already by this version for this model and these faces, it is not done again.
+    Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set,
+    unless they are there already, from this version, model and faces.
 
     Args:
         config: Says which run, and where its faces are.
 
     Returns:
-        The metrics of the first test set, with those of its `groups`, `no_face` (images in which
-        MTCNN found none), `rejected` (images left out, by reason), `dataset`, `model` and `crop`;
-        those of each split under `splits`, and of each test set under `tests` and its name.
+        The scores of the first test set, with those of its `groups`, `near_duplicates` (see
+        `score_split`), `no_face` (images in which MTCNN found none), `rejected` (images left out,
+        by reason), `dataset`, `model` and `crop`; those of each split under `splits`, and of each
+        test set under `tests` and its name; `train_left_out`, the train faces that were near-
+        duplicates of held-out ones, by data set.
 
     Raises:
         AgelibError: If there is no model or no faces.
@@ -44,38 +47,76 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     # Imported here: it loads TensorFlow, which the metrics do without.
     from agelib.model.saved import load_model
 
-    model_path, path = config.run_folder / "model.keras", config.run_folder / "evaluation.json"
-    listed = config.run_folder / ESTIMATES
+    folder, first = config.run_folder, config.test_sources[0]
     for name in config.sources:
         read_manifest(config.faces / name)  # says what to do where there is none
-    manifests = {name: sha256(config.faces / name / MANIFEST) for name in config.sources}
-    made = all(file.exists() for file in (path, listed, model_path))
-    done = read_json(path) if made else {}
-    roles = {"train": list(config.train_sources), "test": list(config.test_sources)}
-    same = done.get("agelib") == __version__ and done["manifests"] == manifests
-    same = same and done.get("sources") == roles
-    if same and done["model"]["sha256"] == sha256(model_path):
+    made_of = {
+        "manifests": {name: sha256(config.faces / name / MANIFEST) for name in config.sources},
+        "sources": {"train": list(config.train_sources), "test": list(config.test_sources)},
+        "agelib": __version__,
+    }
+    if done := _evaluated(folder, made_of):
         return done
+    model_path = folder / "model.keras"
     model, note = load_model(model_path)
     splits, tests = {}, {}
     for split, name, faces, outputs in estimate_splits(model, note, config):
         found = score_split(faces, outputs)
         splits.setdefault(split, found)
-        if name == config.test_sources[0]:
-            with atomic(listed) as partial:
+        if name == first:
+            with atomic(folder / ESTIMATES) as partial:
                 write_csv(estimates_table(faces, outputs), partial)
         if name:
             tests[name] = _report(found, read_manifest(config.faces / name), model_path)
-    report = tests[config.test_sources[0]] | {"splits": splits, "tests": tests}
-    report |= {"manifests": manifests, "sources": roles, "agelib": __version__}
-    write_json(path, report)
+    report = tests[first] | {"splits": splits, "tests": tests} | made_of
+    report["train_left_out"] = note.get("near_duplicates", {})
+    write_json(folder / REPORT, report)
     return report
+
+
+def _evaluated(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns a run's report if it is of the present model, faces and version."""
+    if not all((folder / name).exists() for name in (REPORT, ESTIMATES, "model.keras")):
+        return None
+    report = read_json(folder / REPORT)
+    made_of = made_of | {"model": {"file": "model.keras", "sha256": sha256(folder / "model.keras")}}
+    return report if {name: report.get(name) for name in made_of} == made_of else None
+
+
+def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) -> pd.DataFrame:
+    """Returns a `compare_table` of runs and, as "agelib", of the pretrained model.
+
+    Args:
+        reports: Name of a run -> its report, from `evaluate_run`.
+        config: Says on which faces they were tested.
+
+    Returns:
+        The table; a column "agelib, trained on NAME" where the pretrained model may have been
+        trained on some of these faces, so that its scores are too good.
+
+    Raises:
+        AgelibError: If the faces are not cropped as that model's are.
+    """
+    from agelib.model.saved import PRETRAINED, load_model  # here for the same reason
+
+    model, note = load_model(PRETRAINED)
+    name = config.test_sources[0]
+    _check_crop(name, config, note, "the pretrained model")
+    faces = FaceSet([config.faces / name], "test")
+    learned = note["config"]
+    held_out = (
+        name not in learned["train_sources"]
+        or "test" in read_manifest(config.faces / name).get("official", [])
+        or (name in config.train_sources and config.val_fraction == learned["val_fraction"])
+    )
+    column = "agelib" if held_out else f"agelib, trained on {name}"
+    return compare_table(reports | {column: score_faces(faces, estimate(model, faces))})
 
 
 def estimate_splits(
     model: "keras.Model", note: dict[str, Any], config: Config
 ) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
-    """Runs a model on "train" and "val" faces, and on the "test" faces of one set after the other.
+    """Runs a model on the train and val faces of all sets, then on the test faces of each set.
 
     Args:
         model: The model.
@@ -92,16 +133,20 @@ def estimate_splits(
     _check_trained_on(config)
     check_splits(config.train_sources, config)
     for name in config.sources:
-        if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
-            raise AgelibError(
-                f"{config.faces / name} holds crops of {crop}, but the model of run {config.run} "
-                f"was made for {note['crop']}: clean again with those settings."
-            )
+        _check_crop(name, config, note, f"the model of run {config.run}")
     parts = [("train", "", config.train_sources), ("val", "", config.train_sources)]
     parts += [("test", name, (name,)) for name in config.test_sources]
     for split, name, sources in parts:
         faces = FaceSet([config.faces / source for source in sources], split)
         yield split, name, faces, estimate(model, faces)
+
+
+def _check_crop(name: str, config: Config, note: dict[str, Any], whose: str) -> None:
+    if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
+        raise AgelibError(
+            f"{config.faces / name} holds crops of {crop}, but {whose} was made for "
+            f"{note['crop']}: clean again with those settings."
+        )
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -136,7 +181,7 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
-    They are detected and cropped exactly as in cleaning.
+    Faces are found and cropped as in cleaning.
 
     Args:
         images: The folder.
@@ -145,7 +190,7 @@ def evaluate_folder(
         config: Crop settings: those of the model.
 
     Returns:
-        As `evaluate_run`, without `splits`.
+        As `evaluate_run` does of one test set.
 
     Raises:
         AgelibError: If no image has labels and a face.

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, recall_score
+from sklearn.metrics import confusion_matrix
 
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, age_branch
 from agelib.model.inference import age_interval, calibration_error, median_age
@@ -43,13 +43,13 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """
     heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
     if in_branches(faces):
-        said = outputs["age_branch"].argmax(axis=1)
-        heads["age_branch"] = (faces.age_branch, said, len(BRANCH_NAMES))
+        branch = outputs["age_branch"].argmax(axis=1)
+        heads["age_branch"] = (faces.age_branch, branch, len(BRANCH_NAMES))
     figures = face_scores(faces, outputs)
     scores = {"n": len(faces.age)} | _means(figures)
-    for head, (true, said, count) in heads.items():
-        scores |= _classification(head, true, said, count)
-        scores[f"{head}_ece"] = calibration_error(outputs[head].max(axis=1), true == said)
+    for head, (true, estimated, count) in heads.items():
+        scores |= _classification(head, true, estimated, count)
+        scores[f"{head}_ece"] = calibration_error(outputs[head].max(axis=1), true == estimated)
     return scores | {"intervals": score_intervals(faces.person, figures, heads)}
 
 
@@ -59,22 +59,18 @@ def in_branches(faces: Any) -> bool:
 
 
 def age_ranges(faces: Any) -> np.ndarray | None:
-    """Returns the ranges that ages are given in, from young to old, if no two of them overlap.
-
-    Returns:
-        Lowest and highest years, of shape (ranges, 2), or None.
-    """
+    """Returns the ranges of ages, from young to old, of shape (ranges, 2); None if some overlap."""
     ranges = np.unique(np.column_stack([faces.age, faces.age_high]), axis=0)
     return ranges if (ranges[1:, 0] > ranges[:-1, 1]).all() else None
 
 
-def years_off(faces: Any, said: np.ndarray) -> np.ndarray:
-    """Returns how much too old estimates are, below 0 too young, and 0 within a range."""
-    return np.maximum(said - faces.age_high, 0) - np.maximum(faces.age - said, 0)
+def years_off(faces: Any, estimated: np.ndarray) -> np.ndarray:
+    """Returns by how many years estimates are too old, below 0 too young, and 0 within a range."""
+    return np.maximum(estimated - faces.age_high, 0) - np.maximum(faces.age - estimated, 0)
 
 
 def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the figures of each face whose means over any of them are scores.
+    """Returns each face's figures, whose means over any faces are scores.
 
     Returns:
         Name, as in `metrics`, -> figures of shape (n,), NaN for a face that does not count.
@@ -95,8 +91,8 @@ def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
-    said, (low, high) = median_age(ages), age_interval(ages)
-    off = np.abs(years_off(faces, said))
+    estimated, (low, high) = median_age(ages), age_interval(ages)
+    off = np.abs(years_off(faces, estimated))
     scores = {
         "age_mae": off,
         **{f"age_within_{years}": off <= years for years in YEARS_WITHIN},
@@ -108,7 +104,7 @@ def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
     ranges = age_ranges(faces)
     if ranges is not None:
         right = np.searchsorted(ranges[:, 0], faces.age)
-        scores["age_range_within_one"] = np.abs(_nearest(ranges, said) - right) <= 1
+        scores["age_range_within_one"] = np.abs(_nearest(ranges, estimated) - right) <= 1
     return scores
 
 
@@ -118,17 +114,21 @@ def _nearest(ranges: np.ndarray, years: np.ndarray) -> np.ndarray:
     return beyond.argmin(axis=1)
 
 
-def _classification(head: str, true: np.ndarray, said: np.ndarray, count: int) -> dict[str, Any]:
-    classes = np.arange(count)
-    recall = recall_score(true, said, labels=classes, average=None, zero_division=np.nan)
-    occurs = np.bincount(true, minlength=count)
-    recall = [float(value) if n else None for value, n in zip(recall, occurs, strict=True)]
+def _classification(
+    head: str, true: np.ndarray, estimated: np.ndarray, count: int
+) -> dict[str, Any]:
+    confusion = confusion_matrix(true, estimated, labels=range(count))
+    faces = confusion.sum(axis=1)
+    recall = [
+        float(right / n) if n else None
+        for right, n in zip(confusion.diagonal(), faces, strict=True)
+    ]
     present = [value for value in recall if value is not None]
     return {
         f"{head}_balanced_accuracy": float(np.mean(present)),
         f"{head}_recall": recall,
-        f"{head}_confusion": confusion_matrix(true, said, labels=classes).tolist(),
-        f"{head}_commonest_accuracy": float(occurs.max() / len(true)),
+        f"{head}_confusion": confusion.tolist(),
+        f"{head}_commonest_accuracy": float(faces.max() / len(true)),
         f"{head}_commonest_balanced_accuracy": 1 / len(present),
     }
 
@@ -138,10 +138,10 @@ def score_intervals(
     figures: dict[str, np.ndarray],
     heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
 ) -> dict[str, Any]:
-    """Returns 95 % intervals of all scores, from test sets drawn anew out of the same people.
+    """Returns 95 % confidence intervals of all scores, by a bootstrap over people.
 
-    People are drawn, not faces: of one person's many photos the model gets most right or most
-    wrong. Field & Welsh, "Bootstrapping clustered data", JRSS B 2007; ends are percentiles.
+    It draws people, not faces: the model gets most photos of one person right, or most wrong. Field
+    & Welsh, "Bootstrapping clustered data", JRSS B 2007; ends are percentiles.
 
     Args:
         person: Whose face it is; of shape (n,).
@@ -149,14 +149,13 @@ def score_intervals(
         heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
 
     Returns:
-        Name -> [low, high], under the names of `metrics`; recalls have one pair a class. None
-        stands for what drawing tells nothing of: a score of fewer than ten people, one that is the
-        same in every drawn set, and a balanced accuracy that the recall of fewer than ten people is
-        part of.
+        Name -> [low, high], under the names of `metrics`; recalls have one pair a class. None for
+        a score of fewer than ten people, one that is the same in every drawn set, and a balanced
+        accuracy that the recall of fewer than ten people is part of.
     """
     recalls = {
-        (head, code): np.where(true == code, said == code, np.nan)
-        for head, (true, said, count) in heads.items()
+        (head, code): np.where(true == code, estimated == code, np.nan)
+        for head, (true, estimated, count) in heads.items()
         for code in range(count)
     }
     drawn = _draw(person, {**figures, **recalls})
@@ -169,9 +168,9 @@ def score_intervals(
 
 
 def _draw(person: np.ndarray, figures: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
-    """Returns the mean of each figure over each drawn set, NaN where no face of it counts.
+    """Returns the mean of each figure over each drawn set.
 
-    All are NaN where the faces that count are of too few people.
+    NaN where no face in the set counts, and everywhere if those that count are of too few people.
     """
     _, whose = np.unique(person, return_inverse=True)
     counts = [~np.isnan(each) for each in figures.values()]
@@ -203,16 +202,13 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
     Where ages are ranges that cross branches, the ranges take the branches' place.
 
     Args:
-        faces: As for `agelib.evaluation.scores.metrics`, with `race` as well, of shape (n,), and
-            `races`, the names that it numbers.
-        outputs: As for `agelib.evaluation.scores.metrics`.
+        faces: As for `metrics`, with `race` of shape (n,), which numbers the names in `races`.
+        outputs: As for `metrics`.
 
     Returns:
         A dict for each group that has faces: `by` ("age branch and gender", "age range and
-        gender", "gender" where ranges overlap, or "race"), `group`, `n` faces of so many `people`,
-        and of age branch accuracy, age range accuracy, age MAE and gender accuracy, as far as
-        `agelib.evaluation.scores.metrics` has them, the score and, under `intervals`, its 95 %
-        interval.
+        gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
+        `people`, those of the main scores that `metrics` has, and their `intervals`.
     """
     scores = face_scores(faces, outputs)
     scores = {name: scores[name] for name in _SCORES if name in scores}
@@ -231,7 +227,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
 
 
 def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns by what faces are grouped, and name -> which faces are in the group."""
+    """Returns what faces are grouped by, and name -> which faces are in the group."""
     if in_branches(faces):
         codes = enumerate(BRANCH_NAMES)
         return "age branch and gender", {name: faces.age_branch == code for code, name in codes}
@@ -250,23 +246,20 @@ def _score(person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray) 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the group of age and gender for which each head is right least often.
 
-    Groups of fewer than ten people are left out: one more or less would make them the worst.
+    Groups of fewer than ten people are left out: one face more or less would make them the worst.
 
     Args:
         groups: From `breakdown`.
 
     Returns:
-        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group; left out
-        where there is no error in any, or all are that small.
+        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group, without
+        a score that has no error in any.
     """
-    cells = [
-        group for group in groups if group["by"] != "race" and group["people"] >= FEWEST_PEOPLE
-    ]
+    groups = [each for each in groups if each["by"] != "race" and each["people"] >= FEWEST_PEOPLE]
     worst = {}
     for name in ("age_branch_accuracy", "age_range_accuracy", "gender_accuracy"):
-        wrong = [cell for cell in cells if cell.get(name, 1) < 1]
-        if wrong:
-            worst[name] = min(wrong, key=lambda cell: cell[name])
+        if wrong := [group for group in groups if group.get(name, 1) < 1]:
+            worst[name] = min(wrong, key=lambda group: group[name])
     return worst
 
 

@@ -1,6 +1,5 @@
 """The tables in which people read scores."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,6 @@ from agelib.evaluation.scores import YEARS_WITHIN, in_branches, worst_groups, ye
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import age_interval, median_age
 
-_FACE_COLUMNS = (
-    *("face", "left", "top", "right", "bottom", "confidence", "age", "age_low", "age_high"),
-    *("age_branch", "age_branch_probability", "gender", "gender_probability"),
-)
 _RESULTS = {
     "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
     "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
@@ -26,7 +21,7 @@ _RESULTS = {
     f"GENDER accuracy at ages {BRANCH_NAMES[0]}": ("gender_accuracy_children", 100),
     "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
 }
-_SURENESS = {
+_CALIBRATION = {
     **{
         f"AGE at most {years} year{'s' * (years > 1)} off": (f"age_within_{years}", 100)
         for years in YEARS_WITHIN
@@ -54,19 +49,18 @@ def results_table(report: dict[str, Any]) -> pd.DataFrame:
     return _table(_by_split(report), _RESULTS)
 
 
-def sureness_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns how far off ages are, and how well the model knows that, as `results_table` does."""
-    return _table(_by_split(report), _SURENESS)
+def calibration_table(report: dict[str, Any]) -> pd.DataFrame:
+    """Returns how far off ages are, and how well the model knows that, like `results_table`."""
+    return _table(_by_split(report), _CALIBRATION)
 
 
 def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Returns a row for each score on the test faces, and a column for each of several runs.
 
     Args:
-        reports: Name of a run -> its report, as `agelib.evaluation.evaluate.evaluate_run` returns
-            it.
+        reports: Name of a run -> its report, from `evaluate_run`.
     """
-    return _table(reports, _RESULTS | _SURENESS)
+    return _table(reports, _RESULTS | _CALIBRATION)
 
 
 def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -101,7 +95,7 @@ def _brackets(ends: list[float] | None, scale: int) -> str:
 
 
 def recall_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns how many test faces each class has, and the share that is recognised."""
+    """Returns the number of test faces of each class, and its recall."""
     rows = []
     for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
         if f"{head}_confusion" not in report:
@@ -136,8 +130,8 @@ def name_worst(report: dict[str, Any]) -> str:
         "gender_accuracy": "gender",
     }
     found = [
-        f"{titles[score]}, {cell['group']}: {100 * cell[score]:.1f} % of {cell['n']:,} faces right"
-        for score, cell in worst_groups(report["groups"]).items()
+        f"{titles[score]}, {each['group']}: {100 * each[score]:.1f} % of {each['n']:,} faces right"
+        for score, each in worst_groups(report["groups"]).items()
     ]
     if not found:
         return "No group of ten or more people has an error."
@@ -152,31 +146,33 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
     """
     if not agreement["pairs"]:
         return "No two of these faces are near-duplicates."
+    branch, gender = (f"{100 * agreement[label]:.0f} %" for label in ("age_branch", "gender"))
+    pairs = "1 pair" if agreement["pairs"] == 1 else f"{agreement['pairs']:,} pairs"
     return (
-        f"{agreement['pairs']:,} pairs of these faces are near-duplicates. Their labels agree on "
-        f"the age branch in {agreement['age_branch']:.0%} and on the gender in "
-        f"{agreement['gender']:.0%}, and differ by {agreement['age_difference']:.1f} years on "
-        "average: the limit of what a score on this set can mean."
+        f"Near-duplicates among these faces: {pairs}, whose labels agree on the age branch in "
+        f"{branch} and on the gender in {gender}, and differ by "
+        f"{agreement['age_difference']:.1f} years on average. No score on this set can mean more "
+        "than its labels do."
     )
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Returns a row for each face: what it is, what the model says, and how sure it is.
+    """Returns a row for each face: what it is, what the model estimates, and how sure it is.
 
     Args:
-        faces: As for `agelib.evaluation.scores.breakdown`, with `paths` as well.
-        outputs: As for `agelib.evaluation.scores.metrics`.
+        faces: As for `breakdown`, with `paths` as well.
+        outputs: As for `metrics`.
 
     Returns:
         `path`, true `age` (of a range the lowest, with `age_to`, the highest), `age_branch`,
-        `gender` and `race` (empty where unknown), `said_age` with `years_off` (above 0 where that
-        is too old), `age_low` and `age_high`, the ends of its 80 % interval, `said_branch` and
-        `said_gender`, and their probabilities `branch_confidence` and `gender_confidence`. Where
-        ages are ranges that cross branches, `age_branch` is left out.
+        `gender` and `race` (empty where unknown), `estimated_age` with `years_off` (above 0 where
+        that is too old), `age_low` and `age_high`, the ends of its 80 % interval,
+        `estimated_branch` and `estimated_gender`, and their probabilities `branch_confidence` and
+        `gender_confidence`. Where ages are ranges that cross branches, `age_branch` is left out.
     """
     low, high = age_interval(outputs["age"])
     branch, gender = outputs["age_branch"], outputs["gender"]
-    said = median_age(outputs["age"])
+    age = median_age(outputs["age"])
     ranges = {} if (faces.age == faces.age_high).all() else {"age_to": faces.age_high}
     branches = {"age_branch": np.take(BRANCH_NAMES, faces.age_branch)} if in_branches(faces) else {}
     return pd.DataFrame(
@@ -187,38 +183,13 @@ def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
             **branches,
             "gender": np.take(GENDERS, faces.gender),
             "race": np.take((*faces.races, ""), faces.race),
-            "said_age": said,
-            "years_off": years_off(faces, said),
+            "estimated_age": age,
+            "years_off": years_off(faces, age),
             "age_low": low,
             "age_high": high,
-            "said_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),
+            "estimated_branch": np.take(BRANCH_NAMES, branch.argmax(axis=1)),
             "branch_confidence": branch.max(axis=1).round(4),
-            "said_gender": np.take(GENDERS, gender.argmax(axis=1)),
+            "estimated_gender": np.take(GENDERS, gender.argmax(axis=1)),
             "gender_confidence": gender.max(axis=1).round(4),
         }
     )
-
-
-def predictions_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Returns a row for each face of many photos; one without faces has a row that says so.
-
-    Args:
-        results: For each photo its name as `photo`, `faces` as
-            `agelib.prediction.estimator.Estimate.to_dict` returns them, and where it could not be
-            read an `error`.
-    """
-    rows = []
-    for result in results:
-        photo = {"photo": result["photo"], "note": result.get("error", "")}
-        faces = [_face_row(number, face) for number, face in enumerate(result["faces"], 1)]
-        rows += [photo | face for face in faces or [{"note": photo["note"] or "no face"}]]
-    table = pd.DataFrame(rows, columns=["photo", *_FACE_COLUMNS, "note"])
-    return table.astype(dict.fromkeys(("face", "age", "age_low", "age_high"), "Int64"))
-
-
-def _face_row(number: int, face: dict[str, Any]) -> dict[str, Any]:
-    branch, gender = face["age_branch"], face["gender"]
-    values = (number, *face["box"], face["confidence"], face["age"], *face["age_interval"])
-    values += (branch, face["age_branch_probabilities"][branch])
-    values += (gender, face["gender_probabilities"][gender])
-    return dict(zip(_FACE_COLUMNS, values, strict=True))

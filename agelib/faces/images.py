@@ -5,6 +5,7 @@ Images are RGB, uint8, of shape (height, width, 3), everywhere.
 
 import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from agelib import AgelibError
+from agelib.files import IMAGE_FORMATS
 
 MAX_PIXELS = 100_000_000
-# Those alone: for others Pillow starts programs (Ghostscript) or tries forty decoders.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_JPEG_END = b"\xff\xd9"
+_PHONE_FORMATS = (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 
 # Odd EXIF entries, large images; what matters is an error. Here, as the filters of a single call
@@ -32,12 +34,15 @@ class Rejected(AgelibError):
         self.reason = reason
 
 
-def read_image(source: Path | bytes | Image.Image, max_side: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    source: str | os.PathLike | bytes | bytearray | memoryview | Image.Image,
+    max_side: int | None = None,
+) -> np.ndarray:
     """Reads an image of any common format upright, as its EXIF orientation says.
 
     Args:
         source: A file's path, its bytes, or what Pillow made of it.
-        max_side: Images with a longer side than this are scaled down to it.
+        max_side: If given, images with a longer side than this are scaled down to it.
 
     Returns:
         RGB uint8 of shape (height, width, 3).
@@ -45,8 +50,8 @@ def read_image(source: Path | bytes | Image.Image, max_side: int = MAX_PIXELS) -
     Raises:
         Rejected: For the reason "unreadable", if it is no image, cut short or too large.
     """
-    name = "the image" if isinstance(source, bytes | Image.Image) else source
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    name = source if isinstance(source, str | os.PathLike) else "the image"
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     try:
         return _decode(file, max_side)
     # Pillow's decoders raise nearly anything on damaged files, and say it in terms of their own.
@@ -54,21 +59,54 @@ def read_image(source: Path | bytes | Image.Image, max_side: int = MAX_PIXELS) -
         if isinstance(error, Image.DecompressionBombError):
             why = f"more than {MAX_PIXELS // 1_000_000} megapixels"
         else:
-            why = getattr(error, "strerror", None) or "damaged, or of no common format"
+            why = getattr(error, "strerror", None) or _why_unreadable(file)
     # Not from the decoder's error, whose traceback keeps the image: cleaning collects rejections.
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
 
 
-def _decode(file: Path | io.BytesIO | Image.Image, max_side: int) -> np.ndarray:
+def _why_unreadable(file: str | os.PathLike | io.BytesIO | Image.Image) -> str:
+    # An ISO media file: the size of its first box, "ftyp", and its brand.
+    if not isinstance(file, Image.Image) and _content(file)[4:12] in {
+        b"ftyp" + brand for brand in _PHONE_FORMATS
+    }:
+        return "damaged, or of a format that Pillow does not read here: export it as JPEG"
+    return "damaged, or of no common format"
+
+
+def _content(file: str | os.PathLike | io.BytesIO) -> bytes:
+    return file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+
+
+def _decode(file: str | os.PathLike | io.BytesIO | Image.Image, max_side: int | None) -> np.ndarray:
     if isinstance(file, Image.Image):
         _check_size(file)
         # Turned in place, it would no longer be the caller's.
         return _pixels(file.copy(), max_side)
-    with Image.open(file, formats=_FORMATS) as image:
+    with Image.open(file, formats=IMAGE_FORMATS) as image:
         _check_size(image)
-        # A JPEG need not be decoded at full size in the first place.
-        image.draft(None, (max_side, max_side))
-        return _pixels(image, max_side)
+        if max_side:  # a JPEG need not be decoded at full size in the first place
+            image.draft(None, (max_side, max_side))
+        try:
+            return _pixels(image, max_side)
+        except OSError:
+            if image.format != "JPEG" or (content := _content(file)).endswith(_JPEG_END):
+                raise
+    return _decode_without_end(content, max_side)
+
+
+def _decode_without_end(content: bytes, max_side: int | None) -> np.ndarray:
+    """Decodes a JPEG that lacks its end mark, if all of its pixels are there.
+
+    Pixels that are missing would be made of whatever lies before the mark.
+    """
+    content = content.rstrip(_JPEG_END[:1])  # half of the mark would make one of the filling
+    with_mark, with_filling = (
+        _decode(io.BytesIO(content + filling + _JPEG_END), max_side)
+        for filling in (b"", bytes(range(254, -1, -1)))
+    )
+    if not np.array_equal(with_mark, with_filling):
+        raise OSError
+    return with_mark
 
 
 def _check_size(image: Image.Image) -> None:
@@ -76,9 +114,10 @@ def _check_size(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _pixels(image: Image.Image, max_side: int) -> np.ndarray:
+def _pixels(image: Image.Image, max_side: int | None) -> np.ndarray:
     rgb = _to_rgb(image)
-    rgb.thumbnail((max_side, max_side))
+    if max_side:
+        rgb.thumbnail((max_side, max_side))
     return np.asarray(rgb)
 
 
@@ -87,9 +126,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     # In place, as a copy of a large photo is large. Damaged EXIF is no reason to lose one.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits per pixel
-        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey levels of 16 or 32 bits by the range that they need: that of 8, 12 or 16 bits."""
+    values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+    top = float(values.max())
+    # Floats often go from 0 to 1.
+    limits = (1, 255, 4095, 65535) if image.mode == "F" else (255, 4095, 65535)
+    white = next((limit for limit in limits if top <= limit), top)
+    return Image.fromarray((values * (255 / white)).clip(0, 255).round().astype(np.uint8))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

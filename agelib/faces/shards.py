@@ -94,6 +94,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the clean step (notebook 02) first.")
     manifest = read_json(path)
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise AgelibError(f"{path} is no manifest: delete {folder} and clean again.")
     if manifest["format"] != FORMAT:
         raise AgelibError(
             f"{path} has format {manifest['format']}, but this version of agelib reads format "

@@ -289,7 +289,7 @@ def _plain_copy(network: keras.Model, activation: str) -> keras.Model:
         config: dict[str, Any] = layer.get_config()
         if isinstance(layer, keras.layers.Dropout):
             return keras.layers.Dropout.from_config(config)
-        if isinstance(layer, keras.layers.Activation) or config.get("activation") == "swish":
+        if getattr(getattr(layer, "activation", None), "__name__", "") == "swish":
             config["activation"] = activation
         return type(layer).from_config(config)
 

@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "estimator": ["Estimate", "Estimator"],
         "photos": ["find_photos", "read_photo", "read_photos"],
+        "results": ["predict_photos"],
     },
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,12 +23,22 @@ PHOTO_CANVAS = _CANVASES[-1]
 _BATCH, _BATCH_BYTES = 32, 100_000_000
 
 
+class Box(NamedTuple):
+    """Whole pixels inside the photo; `right` and `bottom` are the first ones outside the box."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What the model says of one face.
 
     Attributes:
-        face: Where it is.
+        face: As the detector found it.
+        box: Where it is in the photo.
         age: Whole years, the median of `ages`: as likely too low as too high.
         interval: The youngest and oldest whole years of the middle 80 % of `ages`.
         ages: Probabilities of the years 1 to 85, float of shape (85,).
@@ -37,6 +47,7 @@ class Estimate:
     """
 
     face: Face
+    box: Box
     age: int
     interval: tuple[int, int]
     ages: np.ndarray
@@ -53,16 +64,35 @@ class Estimate:
         """The more probable gender, "Male" or "Female"."""
         return GENDERS[int(self.genders.argmax())]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON types, without the 85 single years."""
-        return {
-            "box": [round(value, 1) for value in self.face.box],
+    def __str__(self) -> str:
+        """Gender, age and branch, as people read them."""
+        low, high = self.interval
+        return (
+            f"{self.gender} ({self.genders.max():.0%}), {self.age} years ({low}-{high}), "
+            f"branch {self.branch} ({self.branches.max():.0%})"
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """Returns one row of a table: the box, and each answer with its probability."""
+        low, high = self.interval
+        return self.box._asdict() | {
             "confidence": round(self.face.confidence, 4),
             "age": self.age,
-            "age_interval": list(self.interval),
+            "age_low": low,
+            "age_high": high,
             "age_branch": self.branch,
-            "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
+            "age_branch_probability": round(float(self.branches.max()), 4),
             "gender": self.gender,
+            "gender_probability": round(float(self.genders.max()), 4),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON types: the row, and the probabilities of all branches and genders."""
+        row = self.to_row()
+        return {
+            "box": self.box._asdict(),
+            **{name: value for name, value in row.items() if name not in self.box._fields},
+            "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
             "gender_probabilities": _named(GENDERS, self.genders),
         }
 
@@ -150,15 +180,28 @@ class Estimator:
         if not crops:
             return [[] for _ in images]
         outputs = probabilities(self._graph, np.stack(crops))
-        judged = iter(_estimates([face for found in faces for face in found], outputs))
+        places = [
+            (face, _box(face, image.shape))
+            for image, found in zip(images, faces, strict=True)
+            for face in found
+        ]
+        judged = iter(_estimates(places, outputs))
         return [[next(judged) for _ in found] for found in faces]
 
 
-def _estimates(faces: Sequence[Face], outputs: dict[str, np.ndarray]) -> list[Estimate]:
+def _box(face: Face, shape: tuple[int, ...]) -> Box:
+    left, top, right, bottom = map(round, face.box)
+    left, top = min(max(left, 0), shape[1] - 1), min(max(top, 0), shape[0] - 1)
+    return Box(left, top, max(left + 1, min(right, shape[1])), max(top + 1, min(bottom, shape[0])))
+
+
+def _estimates(
+    places: Sequence[tuple[Face, Box]], outputs: dict[str, np.ndarray]
+) -> list[Estimate]:
     years, ages = median_age(outputs["age"]), outputs["age"]
     ends = np.stack(age_interval(ages), axis=1).tolist()
-    columns = faces, years.tolist(), map(tuple, ends), ages, outputs["age_branch"]
-    return [Estimate(*row) for row in zip(*columns, outputs["gender"], strict=True)]
+    columns = years.tolist(), map(tuple, ends), ages, outputs["age_branch"], outputs["gender"]
+    return [Estimate(*place, *row) for place, *row in zip(places, *columns, strict=True)]
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

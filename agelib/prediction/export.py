@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from skimage.data import lfw_subset
 from tqdm import tqdm
 
 from agelib import AgelibError, first_line
 from agelib.backend import keras, silent_stderr, tf
 from agelib.config import Config
-from agelib.datasets.sample import N_UTKFACE, SEED, utkface_files
 from agelib.faces.cleaning import crop_images
 from agelib.faces.images import Rejected, resize
 from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_manifest
 from agelib.files import atomic
+from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import median_age
 from agelib.model.saved import load_model
 from agelib.prediction.photos import find_photos, is_video
@@ -54,7 +55,8 @@ def export(
         model_path: A model.keras.
         folder: Where to.
         crops: Face crops of the model's kind, RGB uint8; they are resized to what it sees.
-        formats: Of "saved_model", "tflite", "int8" and "onnx"; all if none is named.
+        formats: Of "saved_model", "tflite", "int8" and "onnx"; if none is named, all whose
+            packages are installed.
 
     Returns:
         A row for Keras and for each format: `format`, `file`, `megabytes`, `largest_difference` of
@@ -80,7 +82,8 @@ def export(
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
     rows = [_row("Keras", Path(model_path), model.predict_on_batch, images, expected)]
-    for key in tqdm(list(formats) or list(FORMATS), "export", unit=" formats"):
+    chosen = list(formats) or [key for key, kind in FORMATS.items() if not kind.missing]
+    for key in tqdm(chosen, "export", unit=" formats"):
         kind = FORMATS[key]
         try:
             rows.append(_export(model, kind, Path(folder) / kind.file, images, expected))
@@ -92,36 +95,76 @@ def export(
     return pd.DataFrame(rows)
 
 
+def name_missing() -> str:
+    """Returns a sentence on the formats whose packages are not installed, or ""."""
+    return " ".join(f"{kind.needs}." for kind in FORMATS.values() if kind.missing)
+
+
+def describe_input(model_path: Path) -> str:
+    """Returns what an exported model takes and gives, with an example, for who uses it elsewhere.
+
+    Args:
+        model_path: The model.keras that was exported.
+    """
+    model, metadata = load_model(model_path)
+    crop, size = metadata["crop"], model.input_shape[1]
+    aligned = "turned until the eyes are level, " if crop.get("align") else ""
+    return f"""input: image, float32 of shape (batch, {size}, {size}, 3), RGB, 0 to 255
+crop: the face's box made square around its middle (its longer side), widened by {crop["margin"]:g}
+  of that side on each side, {aligned}the photo's border repeated outside, scaled to
+  {crop["crop_size"]} pixels, then to {size} (averaged where it shrinks, else bicubic)
+output: age (batch, 85), the probabilities of the years 1 to 85; age_branch (batch, 5): of
+  {", ".join(BRANCH_NAMES)}; gender (batch, 2): of {" and ".join(GENDERS)}
+agelib takes the mean of a face and its mirror image, and of `age` the median year:
+
+  import numpy as np
+  import tensorflow as tf
+  from PIL import Image
+
+  face = np.float32(Image.open("crop.png").convert("RGB").resize(({size}, {size})))
+  run = tf.lite.Interpreter("model.tflite").get_signature_runner()
+  views = [run(image=image[None]) for image in (face, face[:, ::-1])]
+  answer = {{name: sum(view[name][0] for view in views) / 2 for name in views[0]}}
+  print("age:", np.searchsorted(answer["age"].cumsum(), 0.5) + 1)
+  print("gender:", {list(GENDERS)}[answer["gender"].argmax()])"""
+
+
 def faces_to_check(
     config: Config, crop: dict[str, Any], images: Path | None = None
 ) -> tuple[list[np.ndarray], str]:
     """Returns faces to compare a model's answers on, at most 1,000, and what they are.
 
     Args:
-        config: Whose test faces to take, if they lie here and are crops of the model's kind. Where
-            there are none, portraits are drawn as for the sample.
+        config: Whose test faces to take, or else validation faces, if they lie here and are crops
+            of the model's kind. Where there are none, it is the 100 small photos of faces that
+            scikit-image brings.
         crop: The model's crop settings.
         images: A folder of photos to take instead; of each the one face that it is about.
 
     Raises:
         AgelibError: If no photo has a face that can be used.
     """
-    faces = config.faces / config.test_sources[0]
     if images:
         photos = _spread([place for place in find_photos([images]) if not is_video(place)])
-        crops = _crop(photos, crop)
-        what = f"faces in the photos of {images}, of {len(photos):,}"
-    elif (faces / MANIFEST).exists() and read_manifest(faces)["crop"] == crop:
-        found = FaceSet([faces], "test")
-        crops = [found.image(i) for i in _spread(range(len(found)))]
-        what = f"test faces of {config.test_sources[0]}"
-    else:
-        files = itertools.islice(utkface_files(np.random.default_rng(SEED)), N_UTKFACE)
-        crops = _crop([jpeg for _, jpeg in files], crop)
-        what = "drawn portraits, as --images names no photos"
-    if not crops:
-        raise AgelibError(f"{images} holds no photo with a face that can be used.")
-    return crops, f"{what} ({len(crops):,})"
+        found = crop_images(photos, crop, alone=True)
+        crops = [decode_jpeg(face) for face in found if not isinstance(face, Rejected)]
+        if not crops:
+            raise AgelibError(f"{images} holds no photo with a face that can be used.")
+        return crops, f"faces in the photos of {images}, of {len(photos):,} ({len(crops):,})"
+    for name, split in itertools.chain(
+        ((name, "test") for name in config.test_sources),
+        ((name, "val") for name in config.train_sources),
+    ):
+        folder = config.faces / name
+        if (folder / MANIFEST).exists() and read_manifest(folder)["crop"] == crop:
+            faces = FaceSet([folder], split)
+            crops = [faces.image(i) for i in _spread(range(len(faces)))]
+            if crops:
+                return crops, f"{split} faces of {name} ({len(crops):,})"
+    # Grey, from 0 to 1; cut out around faces, as the model's own crops are.
+    grey = np.round(lfw_subset()[:100] * 255).astype(np.uint8)
+    crops = list(np.repeat(grey[..., None], 3, axis=3))
+    return crops, f"small faces of Labeled Faces in the Wild ({len(crops)})"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,11 +255,6 @@ def _whole(path: Path) -> Iterator[Path]:
                 made.rename(whole)
 
 
-def _crop(images: Sequence[Path | bytes], crop: dict[str, Any]) -> list[np.ndarray]:
-    found = crop_images(images, crop, alone=True)
-    return [decode_jpeg(face) for face in found if not isinstance(face, Rejected)]
-
-
 def _spread(items: Sequence) -> list:
     """Returns as many items as are wanted at most, evenly from all of them."""
     chosen = np.linspace(0, len(items) - 1, min(len(items), _MOST_FACES)).round().astype(int)
@@ -243,15 +281,15 @@ class Format:
     exact: bool = True
     packages: tuple[str, ...] = ()
 
-    def need_packages(self) -> None:
-        """Makes sure that everything it takes is installed.
+    @property
+    def missing(self) -> list[str]:
+        """The packages that it takes and that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
-        Raises:
-            AgelibError: If a package is missing.
-        """
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise AgelibError(f"{self.title} takes more packages: pip install {' '.join(missing)}")
+    @property
+    def needs(self) -> str:
+        """Says how to install them."""
+        return f"{self.title} takes more packages: pip install {' '.join(self.missing)}"
 
 
 def _export(
@@ -261,7 +299,8 @@ def _export(
     images: np.ndarray,
     expected: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    kind.need_packages()
+    if kind.missing:
+        raise AgelibError(kind.needs)
     with _whole(path) as made, quietly():
         kind.write(model, made)
         row = _row(kind.title, made, kind.load(made), images, expected)
@@ -348,7 +387,13 @@ def _write_int8(model: keras.Model, path: Path) -> None:
 
 
 def _write_onnx(model: keras.Model, path: Path) -> None:
+    import onnx
+
     model.export(path, format="onnx", verbose=False)
+    content = onnx.load(path)
+    for tensor in (*content.graph.input, *content.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(content, path)
 
 
 def _load_saved_model(path: Path) -> Run:

@@ -1,4 +1,4 @@
-"""A page in the browser: a photo goes in, the annotated picture and a table come out.
+"""A page in the browser: a photo goes in, the annotated picture and its faces come out.
 
 Gradio, an extra, is loaded only by what builds and shows the page.
 """
@@ -18,16 +18,14 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from matplotlib.figure import Figure
 
-from agelib import AgelibError
+from agelib import AgelibError, first_line
 from agelib.faces.images import Rejected, read_image
 from agelib.model.saved import PRETRAINED
 from agelib.plots import annotate
@@ -36,8 +34,7 @@ from agelib.prediction.estimator import Estimator
 if TYPE_CHECKING:  # loading it would load TensorFlow
     import gradio
 
-    from agelib.prediction.estimator import Estimate
-
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = 20 * 2**20  # bytes
 _DELAY = 2  # seconds from an answer to the end of its upload
@@ -48,11 +45,7 @@ _CSS = """
 #answer .html-container { padding: .3em 0 }
 #answer p { margin: 0 0 .7em; font-size: 1.1em }
 #answer img { display: block; max-width: 100%; max-height: 56vh; border-radius: 8px }
-#answer table { width: 100%; margin-top: .8em; border-collapse: collapse }
-#answer :is(table, thead, tbody) { border: 0 !important }
-#answer tr { border: solid var(--border-color-primary) !important;
-  border-width: 0 0 1px !important }
-#answer :is(th, td) { padding: .45em .8em .45em 0; border: 0; text-align: left }
+#answer ol { margin: .8em 0; padding-left: 1.6em; list-style: decimal; line-height: 1.7 }
 @media (max-width: 640px) {
   h1 { font-size: 1.3em !important }
   #photo { height: 190px !important }
@@ -90,7 +83,7 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
                 )
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(
-                    paragraph("The answer appears here."), elem_id="answer", padding=False
+                    _paragraph("The answer appears here."), elem_id="answer", padding=False
                 )
         # Gradio would decode the file in its own way, and fail in its own words.
         photo.preprocess = lambda upload: Path(upload.path)
@@ -110,11 +103,11 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
 def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
     """Answers with the result as HTML, and with what empties the place for the photo."""
     try:
-        return as_html(*answer(estimator, path)), None
+        return predict_as_html(estimator, path), None
     except Exception:
         # A sentence for the visitor, and the rest for whoever runs the page.
         traceback.print_exc()
-        return paragraph("Something went wrong with this photo here: try another."), None
+        return _paragraph("Something went wrong with this photo here: try another."), None
     finally:
         # The browser fetches it to show it, and the server stumbles if it is gone halfway.
         timer = threading.Timer(_DELAY, _remove, [path])
@@ -163,7 +156,8 @@ def launch(page: "gradio.Blocks", **options: Any) -> None:
         # Gradio remembers the last answer of so many visitors.
         "state_session_capacity": 1,
     }
-    page.launch(**settings | options)
+    with _without_proxy():
+        page.launch(**settings | options)
 
 
 def serve(model_path: Path, host: str, port: int) -> None:
@@ -214,13 +208,27 @@ def _load_gradio() -> ModuleType:
     os.environ["GRADIO_TEMP_DIR"] = _scratch()
     wanted = 'The page needs Gradio 6.18 or later: pip install "gradio>=6.18".'
     try:
-        import gradio
+        with _without_proxy():
+            import gradio
     except ImportError as error:
-        raise AgelibError(wanted) from error
+        if error.name == "gradio":
+            raise AgelibError(wanted) from error
+        raise AgelibError(f"Gradio cannot be loaded: {first_line(error)}.") from error
     # The pages of earlier ones load a script from another machine.
     if tuple(map(int, gradio.__version__.split(".")[:2])) < (6, 18):
         raise AgelibError(wanted)
     return gradio
+
+
+@contextlib.contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Hides the proxy: Gradio looks for its own page through it, which no proxy finds."""
+    names = [name for name in os.environ if name.lower() in _PROXIES]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @functools.cache
@@ -231,75 +239,40 @@ def _scratch() -> str:
     return folder
 
 
-def answer(estimator: "Estimator", source: Path) -> tuple[np.ndarray | None, pd.DataFrame, str]:
-    """Estimates the faces of a photo, and says in a sentence how it went.
+def predict_as_html(estimator: Estimator, source: Path) -> str:
+    """Returns the faces of a photo, or why there are none, as HTML that needs no other file.
 
     Args:
         estimator: The model.
         source: A file, which may be no photo at all.
-
-    Returns:
-        The annotated photo, RGB uint8 of shape (height, width, 3), or None where no face is found;
-        a table with a row for each face, from left to right; the sentence.
     """
     try:
         image = read_image(source)
     except Rejected as error:
         # Where an upload lies is nothing that its sender knows.
         why = str(error).replace(str(source), source.name)
-        return None, _table([]), f"{why} Try another, such as a JPEG or PNG."
+        return _paragraph(f"{why} Try another, such as a JPEG or PNG.")
     estimates = estimator.predict(image)
     if not estimates:
-        sentence = (
+        return _paragraph(
             "No face found: try a photo where one is larger, upright and seen from the front."
         )
-        return None, _table([]), sentence
     count = len(estimates)
     sentence = "One face found." if count == 1 else f"{count} faces found, numbered left to right."
-    return _draw(image, estimates), _table(estimates), sentence
+    faces = "".join(f"<li>{html.escape(str(estimate))}</li>" for estimate in estimates)
+    note = "In brackets: how probable the answer is, and the ages that hold with 80 %."
+    picture = _image(annotate(image, estimates, _PICTURE_SIDE))
+    return f"{_paragraph(sentence)}{picture}<ol>{faces}</ol><small>{note}</small>"
 
 
-def as_html(picture: np.ndarray | None, table: pd.DataFrame, sentence: str) -> str:
-    """Returns an answer as HTML that needs no other file.
-
-    Args:
-        picture: RGB uint8 of shape (height, width, 3), or None.
-        table: With a row for each face.
-        sentence: Plain text.
-    """
-    if picture is None:
-        return paragraph(sentence)
-    return paragraph(sentence) + _image(picture) + table.to_html(index=False, border=0)
-
-
-def paragraph(text: str) -> str:
+def _paragraph(text: str) -> str:
     """Returns text as a paragraph that a screen reader reads out."""
     return f'<p role="status">{html.escape(text)}</p>'
 
 
-def _table(estimates: list["Estimate"]) -> pd.DataFrame:
-    rows = [
-        {
-            "face": number,
-            "age": str(estimate.age),
-            "80 % between": "{}-{}".format(*estimate.interval),
-            "age branch": f"{estimate.branch} ({estimate.branches.max():.0%})",
-            "gender": f"{estimate.gender} ({estimate.genders.max():.0%})",
-        }
-        for number, estimate in enumerate(estimates, 1)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _draw(image: np.ndarray, estimates: list["Estimate"]) -> np.ndarray:
-    canvas = FigureCanvasAgg(annotate(image, estimates, _PICTURE_SIDE))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _image(picture: np.ndarray) -> str:
+def _image(figure: Figure) -> str:
     # A file of its own would have to be kept until a browser fetches it.
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 90})
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="The photo with its faces marked" src="data:image/jpeg;base64,{data}">'

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -19,7 +20,7 @@ from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 PICTURE_SUFFIX = ".estimates.png"
 _LARGEST = 100_000_000  # bytes of a download
-_LONGEST_NAME = 100
+_LONGEST_NAME = 120  # bytes, as file systems count them
 _SECONDS = 30  # of silence, until a download is given up
 
 
@@ -38,7 +39,9 @@ class Photo:
     error: str = ""
 
 
-def read_photo(source: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
+def read_photo(
+    source: str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image,
+) -> np.ndarray:
     """Reads a photo from whatever holds one.
 
     Args:
@@ -53,6 +56,8 @@ def read_photo(source: str | Path | bytes | np.ndarray | Image.Image) -> np.ndar
     """
     if isinstance(source, np.ndarray):
         return _check(source)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
     if not _is_address(source):
         return read_image(source)
     try:
@@ -86,10 +91,35 @@ def _photos_at(place: str | Path) -> list[str | Path]:
         return found
     if path.exists():  # a file may have brackets in its name
         return [path]
-    found = sorted(filter(_is_photo, map(Path, glob.glob(str(path), recursive=True))))
-    if not found:
+    if not (found := sorted(filter(_is_photo, _matches(path)))):
         raise AgelibError(f"{place} does not exist.")
     return found
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Yields what fits a pattern; folders that it begins with may have brackets in their names."""
+    start = next(folder for folder in (*pattern.parents, Path()) if folder.exists())
+    rest = str(pattern.relative_to(start))
+    return (start / name for name in glob.iglob(rest, root_dir=start, recursive=True))
+
+
+def name_others(places: Iterable[str | Path]) -> str:
+    """Returns a sentence that counts, by ending, what `find_photos` leaves out in folders.
+
+    Empty if there is nothing. Hidden files and pictures that `predict` drew do not count.
+    """
+    folders = [Path(place).expanduser() for place in places if not _is_address(place)]
+    files = (path for folder in folders if folder.is_dir() for path in folder.rglob("*"))
+    others = Counter(
+        path.suffix.lower() or "without ending"
+        for path in files
+        if path.is_file() and not _is_photo(path) and not path.name.startswith(".")
+        if not path.name.endswith(PICTURE_SUFFIX)
+    )
+    if not others:
+        return ""
+    kinds = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common())
+    return f"Neither photo nor video, left out: {kinds}."
 
 
 def read_photos(places: Iterable[str | Path]) -> Iterator[Photo]:
@@ -121,7 +151,8 @@ def name_picture(name: str, taken: set[str]) -> str:
     last = PurePosixPath(unquote(urlparse(name).path)) if _is_address(name) else Path(name)
     own = last.stem if last.suffix.lower() in IMAGE_SUFFIXES else last.name
     # What an address ends in may be no name for a file, or too long for one.
-    own = re.sub(r"[^\w .()\[\]-]", "_", own)[:_LONGEST_NAME] or "photo"
+    own = re.sub(r"[^\w .()\[\]-]", "_", own).encode()[:_LONGEST_NAME].decode(errors="ignore")
+    own = own or "photo"
     stems = chain([own], (f"{own}-{number}" for number in count(2)))
     # Some file systems take A.png and a.png for one file.
     stem = next(stem for stem in stems if stem.lower() not in taken)
@@ -130,8 +161,9 @@ def name_picture(name: str, taken: set[str]) -> str:
 
 
 def _frames(path: Path) -> Iterator[Photo]:
-    video = cv2.VideoCapture(str(path))
-    second = 0
+    # FFmpeg takes what stands before a colon for a protocol, but for a full path.
+    video = cv2.VideoCapture(str(path.absolute()))
+    second = decoded = 0
     try:
         while video.grab():
             # By its own clock: the rate that a video names need not be its rate.
@@ -141,11 +173,12 @@ def _frames(path: Path) -> Iterator[Photo]:
             second = int(position // 1000)  # which may leave out some
             read, frame = video.retrieve()
             if read:
+                decoded += 1
                 yield Photo(f"{path} at {second} s", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
             second += 1
     finally:
         video.release()
-    if not second:
+    if not decoded:
         why = "cannot be read as a video (damaged, or of no common format)"
         yield Photo(str(path), None, f"{path} {why}.")
 

@@ -83,6 +83,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         device = tf.config.list_logical_devices()[-1].device_type  # what is quicker comes later
         self._epochs = epochs
+        self._compiled = False
         self._bar = tqdm(
             total=epochs * steps,
             initial=done * steps,
@@ -93,8 +94,9 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves the bar; the first step is compiled, and says nothing of the others' time."""
         self._bar.update(1)
-        if self._bar.n == self._bar.initial + 1:
+        if not self._compiled:
             self._bar.unpause()
+        self._compiled = True
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Shows the epoch's loss."""

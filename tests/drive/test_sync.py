@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError, disk
+from agelib import AgelibError, disk, files
 from agelib.drive import sync
 from agelib.drive.sync import Backup, push_finished
 from agelib.files import sha256
@@ -177,6 +177,18 @@ def test_sums_say_what_has_arrived(pushed):
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="there is no sha256sum here")
+def test_an_older_copy_is_replaced_and_not_read_back(local, remote, monkeypatch):
+    sync.push(local, remote)
+    (local / "a.npy").write_bytes(CONTENTS["a.npy"][::-1])  # of the same size
+    read, hash_file = [], files.hash_file
+    monkeypatch.setattr(
+        files, "hash_file", lambda path, *a: (read.append(path), hash_file(path, *a))[1]
+    )
+    assert sync.push(local, remote) == ["a.npy"]
+    assert [path for path in read if path in {remote / name for name in CONTENTS}] == []
+    assert (remote / "a.npy").read_bytes() == CONTENTS["a.npy"][::-1]
+
+
 def test_sums_are_what_sha256sum_reads(pushed):
     def check():
         command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]

@@ -1,3 +1,4 @@
+import codecs
 import dataclasses
 import json
 import shutil
@@ -14,12 +15,18 @@ from agelib.backend import keras
 from agelib.datasets.sample import N_UTKFACE
 from agelib.datasets.tables import read_folder, read_table
 from agelib.evaluation import evaluate
-from agelib.evaluation.evaluate import evaluate_folder, evaluate_run
+from agelib.evaluation.evaluate import (
+    compare_with_pretrained,
+    evaluate_folder,
+    evaluate_run,
+)
 from agelib.evaluation.tables import results_table
 from agelib.faces.cleaning import clean_table
+from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
 from agelib.files import write_json
-from agelib.model.saved import save_model
+from agelib.model import saved
+from agelib.model.saved import load_model, save_model
 
 REQUIRED = {
     "n",
@@ -94,12 +101,65 @@ def test_every_test_face_is_listed_with_its_estimate(run, model):
     table = pd.read_csv(run.run_folder / "estimates.csv")
     faces = FaceSet([run.faces / "utkface"], "test")
     assert table["path"].tolist() == faces.paths
-    assert (table["age_branch"] == table["said_branch"]).mean() == pytest.approx(
+    assert (table["age_branch"] == table["estimated_branch"]).mean() == pytest.approx(
         report["age_branch_accuracy"]
     )
-    assert (table["said_age"] - table["age"]).abs().mean() == pytest.approx(
+    assert (table["estimated_age"] - table["age"]).abs().mean() == pytest.approx(
         report["age_mae"], abs=0.01
     )
+
+
+def test_spreadsheets_read_the_list_of_estimates_as_utf_8(run):
+    evaluate_run(run)
+    assert (run.run_folder / "estimates.csv").read_bytes().startswith(codecs.BOM_UTF8)
+
+
+def test_near_duplicates_among_test_faces_are_counted_with_their_labels(run):
+    config = dataclasses.replace(run, run="left_out")
+    model, note = load_model(run.run_folder / "model.keras")
+    left_out = {"wiki": 3}
+    path = config.run_folder / "model.keras"
+    save_model(model, path, note | {"near_duplicates": left_out})
+    report = evaluate_run(config)
+    faces = FaceSet([run.faces / "utkface"], "test")
+    pairs = near_duplicates(thumbnails(faces))
+    assert len(pairs)
+    assert report["near_duplicates"] == label_agreement(faces, pairs)
+    assert report["tests"]["utkface"]["near_duplicates"] == report["near_duplicates"]
+    assert report["train_left_out"] == left_out
+
+
+@pytest.fixture
+def pretrained(run, tmp_path, monkeypatch):
+    """Makes a model like the run's the pretrained one; returns what trains that on other sets."""
+    path = tmp_path / "pretrained.keras"
+    monkeypatch.setattr(saved, "PRETRAINED", path)
+    model, note = load_model(run.run_folder / "model.keras")
+
+    def train_on(*names, **changed):
+        learned = {"train_sources": names, "val_fraction": 0.15}
+        save_model(model, path, note | {"config": learned} | changed)
+
+    return train_on
+
+
+def test_a_run_is_compared_with_the_pretrained_model(run, pretrained):
+    pretrained("aaf")
+    table = compare_with_pretrained({"tiny": evaluate_run(run)}, run)
+    assert table.columns.tolist() == ["tiny", "agelib"]
+    assert table["tiny"].tolist() == table["agelib"].tolist()
+
+
+def test_the_pretrained_model_s_own_train_faces_are_marked(run, pretrained):
+    pretrained("wiki", "utkface")
+    table = compare_with_pretrained({}, run)
+    assert table.columns.tolist() == ["agelib, trained on utkface"]
+
+
+def test_a_pretrained_model_of_another_crop_is_not_compared(run, pretrained):
+    pretrained("aaf", crop=run.crop | {"margin": 0.4})
+    with pytest.raises(AgelibError, match=r"the pretrained model was made for .*0\.4"):
+        compare_with_pretrained({}, run)
 
 
 def test_a_lost_list_of_estimates_is_made_again(run):

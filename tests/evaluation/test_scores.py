@@ -49,6 +49,31 @@ def test_every_interval_lies_around_its_score():
             assert low <= recall <= high
 
 
+def test_the_gender_of_children_is_a_score_of_its_own():
+    said = [0] * 15 + [1] * 15
+    scores = metrics(truth([13] * 20 + [14] * 10, [0] * 20 + [1] * 10), sure([5] * 30, said))
+    assert scores["gender_accuracy_children"] == pytest.approx(15 / 20)
+    low, high = scores["intervals"]["gender_accuracy_children"]
+    assert low < 15 / 20 < high
+    assert "gender_accuracy_children" not in metrics(truth([14], [0]), sure([5], [0]))
+    ranges = metrics(truth([10, 10], [0, 1], [13, 19]), sure([5, 5], [0, 0]))
+    assert ranges["gender_accuracy_children"] == 1
+
+
+def test_a_drawn_set_without_a_class_says_nothing_of_its_recall():
+    # Of two hundred classes of ten people, some drawn sets lack some.
+    true = np.repeat(np.arange(200), 10)
+    found = score_intervals(np.arange(2000), {}, {"gender": (true, true, 200)})
+    assert found["gender_recall"] == [None] * 200
+
+
+@pytest.mark.parametrize("count", [9, 10])
+def test_fewer_than_ten_people_have_no_interval(count):
+    right, years = np.arange(count) % 2 > 0, np.arange(count)
+    found = intervals(right, years_off=years)
+    assert (found["gender_accuracy"] is not None) == (found["age_mae"] is not None) == (count > 9)
+
+
 def test_the_commonest_class_says_what_no_model_at_all_would_score():
     scores = metrics(truth([30] * 7 + [5, 5, 60], [0] * 9 + [1]), sure([5] * 10, [0] * 10))
     assert scores["age_branch_commonest_accuracy"] == pytest.approx(0.7)
@@ -111,7 +136,8 @@ def test_scores_that_need_exact_ages_are_left_out_where_there_are_ranges():
     assert set(scores["intervals"]) == {
         *("age_mae", "age_within_1", "age_within_3", "age_within_5", "age_within_10"),
         *("age_interval_width", "age_range_accuracy", "age_range_within_one"),
-        *("gender_accuracy", "gender_balanced_accuracy", "gender_recall"),
+        *("gender_accuracy", "gender_accuracy_children"),
+        *("gender_balanced_accuracy", "gender_recall"),
     }
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
@@ -146,7 +172,7 @@ def intervals(right, person=None, true=None, years_off=None):
     person = np.arange(len(right)) if person is None else person
     years_off = np.zeros(len(right)) if years_off is None else years_off
     heads = {"gender": (true, np.where(right, true, 1 - true), 2)}
-    return score_intervals(person, {"age_mae": years_off}, heads)
+    return score_intervals(person, {"age_mae": years_off, "gender_accuracy": right}, heads)
 
 
 def width(ends):

@@ -127,7 +127,7 @@ def test_sixteen_bits_are_scaled_down_and_not_cut_off():
     values = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
     image = read_image(encoded(Image.fromarray(values), "PNG"))
     assert image.dtype == np.uint8
-    assert image[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert image[0, :, 0].tolist() == [0, 1, 1, 128, 255]
     assert (image == image[..., :1]).all()
 
 
@@ -255,3 +255,57 @@ def test_an_image_read_from_a_file_can_be_cropped(tmp_path):
     crop = crop_face(read_image(PHOTO), face_at(220, 120, 110), 64, 0.3)
     assert crop.shape == (64, 64, 3)
     assert crop.std() > 20
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return Image.fromarray(read_image(PHOTO)).resize((200, 180))
+
+
+def jpeg_of(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_a_jpeg_that_lacks_its_end_mark_alone_is_read_whole(portrait, tmp_path, options):
+    content = jpeg_of(portrait, **options)
+    (tmp_path / "a.jpg").write_bytes(content[:-2])
+    for source in (content[:-2], content[:-1], tmp_path / "a.jpg"):
+        assert (read_image(source) == read_image(content)).all()
+    assert (read_image(content[:-2], 64) == read_image(content, 64)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("lost", [12, 40, 400, 3000])
+def test_a_jpeg_that_lacks_pixels_is_refused(portrait, options, lost):
+    with pytest.raises(Rejected, match="damaged"):
+        read_image(jpeg_of(portrait, **options)[:-lost])
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_any_kind_are_read(portrait, kind):
+    content = jpeg_of(portrait)
+    assert (read_image(kind(content)) == read_image(content)).all()
+    with pytest.raises(Rejected, match=r"^the image cannot be read") as caught:
+        read_image(kind(b"no image" * 1000))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"),
+    [(np.uint16, 255), (np.uint16, 4095), (np.uint16, 65535), (np.int32, 65535), (np.int32, 10**6)]
+    + [(np.float32, white) for white in (1, 255, 65535)],
+)
+def test_deep_grey_levels_are_scaled_by_their_range(dtype, white):
+    grey = np.linspace(0, white, 256).reshape(16, 16).astype(dtype)
+    red = read_image(Image.fromarray(grey))[..., 0].astype(int)
+    assert abs(red - np.arange(256).reshape(16, 16)).max() <= 1
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_a_phones_format_that_cannot_be_read_is_to_be_exported(brand, tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(Rejected, match=r"a\.heic cannot be read .*export it as JPEG"):
+        read_image(tmp_path / "a.heic")

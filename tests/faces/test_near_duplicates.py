@@ -57,12 +57,13 @@ COPIES = {
 
 
 def face_set(folder, split, images):
-    labels = {"age": 30, "gender": 1, "race": -1, "person": 1}
+    labels = {"age": 30, "age_high": 30, "gender": 1, "race": -1, "person": 1}
     rows = [labels | {"path": f"{i}.jpg"} for i in range(len(images))]
     jpegs = [shards.encode_jpeg(image) for image in images]
     files = shards.write_shard(folder, f"{split}-00000", jpegs, rows)
     crop = {"crop_size": len(images[0])}
-    notes = {"format": shards.FORMAT, "crop": crop, "shards": {f"{split}-00000": {"files": files}}}
+    notes = {"format": shards.FORMAT, "dataset": folder.name, "crop": crop, "races": []}
+    notes["shards"] = {f"{split}-00000": {"files": files}}
     write_json(folder / "manifest.json", notes)
     return shards.FaceSet([folder], split)
 

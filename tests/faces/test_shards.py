@@ -295,3 +295,10 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is full"):
         shards.write_shard(tmp_path, "train-00000", [b"jpeg"], [row("a.jpg")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null"])
+def test_json_that_is_no_manifest_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(AgelibError, match=r"manifest\.json is no manifest: delete .*clean again"):
+        shards.read_manifest(tmp_path)

@@ -83,14 +83,26 @@ def test_an_estimate_is_json(estimator, photo):
         "box",
         "confidence",
         "age",
-        "age_interval",
+        "age_low",
+        "age_high",
         "age_branch",
+        "age_branch_probability",
         "age_branch_probabilities",
         "gender",
+        "gender_probability",
         "gender_probabilities",
     }
     assert list(content["gender_probabilities"]) == ["Male", "Female"]
     assert sum(content["age_branch_probabilities"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_box_is_whole_pixels_inside_the_photo(estimator):
+    photo = data.astronaut()[90:, 190:]  # which cuts off the face's left and upper sides
+    [estimate] = estimator.predict(photo)
+    left, top, right, bottom = estimate.box
+    assert all(type(value) is int for value in estimate.box)
+    assert 0 <= left < right <= photo.shape[1]
+    assert 0 <= top < bottom <= photo.shape[0]
 
 
 def test_path_bytes_and_array_give_the_same(estimator, photo):

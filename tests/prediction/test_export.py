@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+import textwrap
 
 import numpy as np
 import pytest
@@ -17,9 +19,17 @@ from agelib.evaluation.scores import metrics
 from agelib.faces import cleaning
 from agelib.faces.images import resize
 from agelib.faces.shards import FaceSet
-from agelib.model.inference import estimate
+from agelib.labels import GENDERS
+from agelib.model.inference import estimate, median_age
 from agelib.model.saved import PRETRAINED, load_model, save_model
-from agelib.prediction.export import FORMATS, export, faces_to_check, readable
+from agelib.prediction.export import (
+    FORMATS,
+    describe_input,
+    export,
+    faces_to_check,
+    name_missing,
+    readable,
+)
 
 CROP = {"crop_size": 64, "margin": 0.0, "align": False}
 BUILT_IN = ("saved_model", "tflite", "int8")
@@ -99,6 +109,11 @@ def test_onnx_answers_as_keras_does(model_path, crops, tmp_path):
     assert table["problem"].tolist() == ["", ""]
     assert table["largest_difference"][1] < 1e-5
     assert names(tmp_path) == ["model.onnx"]
+    import onnx
+
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    for tensor in (*graph.input, *graph.output):
+        assert tensor.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 def test_the_table_holds_what_was_measured(exported):
@@ -188,6 +203,32 @@ def test_a_missing_package_is_named_and_the_others_are_written(
     assert readable(table).index.tolist() == ["Keras", "TFLite"]
 
 
+def test_without_the_packages_of_a_format_the_others_are_written(
+    model_path, crops, tmp_path, patched
+):
+    patched("onnx", packages=("no_such_package",))
+    table = export(model_path, tmp_path, crops[:2])
+    assert table["format"].tolist() == ["Keras", "SavedModel", "TFLite", "TFLite int8"]
+    assert name_missing() == "ONNX takes more packages: pip install no_such_package."
+
+
+def test_the_example_for_users_runs_as_it_is_shown(
+    exported, model_path, crops, tmp_path, monkeypatch, capsys
+):
+    text = describe_input(model_path)
+    assert "float32 of shape (batch, 48, 48, 3), RGB, 0 to 255" in text
+    shutil.copy(exported[0] / "model.tflite", tmp_path)
+    Image.fromarray(crops[0]).save(tmp_path / "crop.png")
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(text[text.index("  import numpy") :]), {})
+    age, gender = capsys.readouterr().out.splitlines()
+    image = np.float32(Image.fromarray(crops[0]).resize((48, 48)))
+    model, _ = load_model(model_path)
+    outputs = model.predict_on_batch(np.stack([image, image[:, ::-1]]))
+    assert age == f"age: {median_age(outputs['age'].mean(axis=0, keepdims=True))[0]}"
+    assert gender == f"gender: {GENDERS[outputs['gender'].mean(axis=0).argmax()]}"
+
+
 def test_a_converter_that_fails_leaves_the_file_of_before(model_path, crops, tmp_path, patched):
     def fail(model, path):
         path.write_bytes(b"half")
@@ -249,14 +290,19 @@ def test_of_many_faces_some_from_everywhere_are_compared(sample_faces, monkeypat
 
 
 @pytest.mark.parametrize("crop", [CROP, CROP | {"crop_size": 80}])
-def test_without_such_faces_portraits_are_drawn(sample_faces, tmp_path, monkeypatch, crop):
-    monkeypatch.setattr("agelib.prediction.export.N_UTKFACE", 4)
+def test_without_such_faces_small_photos_of_people_are_compared(sample_faces, tmp_path, crop):
     here = crop != CROP
     config = sample_faces if here else dataclasses.replace(sample_faces, data=tmp_path)
     crops, what = faces_to_check(config, crop)
-    assert [found.shape for found in crops] == [(crop["crop_size"],) * 2 + (3,)] * 4
-    assert what.startswith("drawn portraits")
-    assert what.endswith("(4)")
+    assert [found.shape for found in crops] == [(25, 25, 3)] * 100
+    assert {found.dtype for found in crops} == {np.dtype(np.uint8)}
+    assert what == "small faces of Labeled Faces in the Wild (100)"
+
+
+def test_without_test_faces_the_run_s_validation_faces_are_compared(sample_faces):
+    config = dataclasses.replace(sample_faces, test_sources=("appa-real",))
+    crops, what = faces_to_check(config, CROP)
+    assert what == f"val faces of wiki ({len(crops)})"
 
 
 def test_photos_give_the_face_that_each_is_about(sample_faces, tmp_path):
@@ -278,10 +324,10 @@ def test_photos_without_a_face_are_one_sentence(sample_faces, tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_checked_on_drawn_portraits_answers_alike_on_every_processor(tmp_path):
+def test_int8_answers_alike_on_every_processor(tmp_path):
     model, note = load_model(PRETRAINED)
     crops, what = faces_to_check(Config(data=tmp_path), note["crop"])
-    assert what.startswith("drawn portraits")
+    assert what.startswith("small faces")
     table = export(PRETRAINED, tmp_path, crops, ["int8"])
     assert table["problem"].tolist() == ["", ""]
     images = np.float32([resize(crop, model.input_shape[1:3]) for crop in crops])

@@ -11,7 +11,13 @@ from skimage import data
 
 from agelib import AgelibError
 from agelib.prediction import photos
-from agelib.prediction.photos import find_photos, name_picture, read_photo, read_photos
+from agelib.prediction.photos import (
+    find_photos,
+    name_others,
+    name_picture,
+    read_photo,
+    read_photos,
+)
 
 
 @pytest.fixture
@@ -51,7 +57,8 @@ def test_pictures_that_an_earlier_call_drew_are_no_photos(album):
         ("https://example.org/x/my%20photo.jpg?size=2", "my photo.estimates.png"),
         ("https://example.org/", "photo.estimates.png"),
         ("https://example.org/..%5C..%5Cx%00:y.jpg", ".._.._x__y.estimates.png"),
-        ("https://example.org/" + 300 * "a", 100 * "a" + ".estimates.png"),
+        ("https://example.org/" + 300 * "a", 120 * "a" + ".estimates.png"),
+        (82 * "写" + ".jpg", 40 * "写" + ".estimates.png"),
     ],
 )
 def test_a_picture_is_named_after_its_photo(name, picture):
@@ -100,6 +107,26 @@ def test_a_pattern_stands_for_photos_alone(album):
 def test_a_file_with_brackets_in_its_name_is_no_pattern(album):
     (album / "a[1].png").write_bytes(b"")
     assert find_photos([album / "a[1].png"]) == [album / "a[1].png"]
+
+
+def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path):
+    trip = tmp_path / "[2020] trip"
+    trip.mkdir()
+    (trip / "a.jpg").touch()
+    assert find_photos([f"{trip}/*.jpg"]) == [trip / "a.jpg"]
+
+
+def test_a_pattern_is_understood_in_the_working_folder(album, monkeypatch):
+    monkeypatch.chdir(album)
+    assert [str(path) for path in find_photos(["*.png", "d*p/*.jpeg"])] == ["a.png", "deep/d.jpeg"]
+
+
+def test_what_a_folder_holds_besides_photos_is_counted_and_named(album):
+    for name in ("b.txt", "README", ".hidden", "a.estimates.png"):
+        (album / name).touch()
+    sentence = "Neither photo nor video, left out: 2 .txt, 1 without ending."
+    assert name_others([album, "https://example.org/a.txt"]) == sentence
+    assert name_others([album / "a.png"]) == ""
 
 
 def test_an_address_is_left_as_it_is():
@@ -160,6 +187,41 @@ def test_a_gap_in_a_video_is_no_reason_to_take_every_frame(monkeypatch):
     monkeypatch.setattr("cv2.VideoCapture", Recording)
     names = [frame.name for frame in read_photos(["screen.mp4"])]
     assert names == [f"screen.mp4 at {second} s" for second in (0, 1, 30, 31)]
+
+
+def test_a_video_is_read_whose_name_looks_like_a_protocol(video, monkeypatch):
+    video.rename(video.with_name("12:30:45.avi"))
+    monkeypatch.chdir(video.parent)
+    assert [frame.error for frame in read_photos(["12:30:45.avi"])] == ["", "", ""]
+
+
+def test_a_video_of_which_no_frame_can_be_decoded_is_named(monkeypatch):
+    class Undecodable:
+        def __init__(self, _):
+            self._frames = iter(range(3))
+
+        def grab(self):
+            return next(self._frames, None) is not None
+
+        def get(self, _):
+            return 0
+
+        def retrieve(self):
+            return False, None
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr("cv2.VideoCapture", Undecodable)
+    [photo] = read_photos(["clip.mp4"])
+    assert "clip.mp4 cannot be read as a video" in photo.error
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_of_any_kind_are_read(kind):
+    buffer = BytesIO()
+    Image.fromarray(data.astronaut()).save(buffer, "PNG")
+    np.testing.assert_array_equal(read_photo(kind(buffer.getvalue())), data.astronaut())
 
 
 def test_photos_in_a_format_of_phones_are_named_and_not_passed_over(tmp_path):

@@ -1,7 +1,10 @@
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import equal_weights
+from tqdm import tqdm
 
 from agelib.backend import keras
 from agelib.config import checkpoint_path
@@ -228,6 +231,14 @@ class Bar:
 
 
 bars = []
+
+
+def test_training_goes_on_without_a_bar(model, monkeypatch):
+    monkeypatch.setattr(callbacks, "tqdm", functools.partial(tqdm, disable=True))
+    progress = Progress(1, 1)
+    progress.on_train_batch_end(0)
+    progress.on_epoch_end(0, {"loss": 1.0})
+    progress.close()
 
 
 def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(tiny_networks, monkeypatch):

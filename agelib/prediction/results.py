@@ -1,0 +1,199 @@
+"""Estimates of many photos, drawn and written one photo after the other."""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from agelib import AgelibError
+from agelib.files import atomic, read_json, sha256, write_json
+from agelib.plots import annotate
+from agelib.prediction.estimator import Estimate, Estimator
+from agelib.prediction.photos import PICTURE_SUFFIX, Photo, name_picture, read_photos
+
+COLUMNS = (
+    *("photo", "face", "left", "top", "right", "bottom", "confidence", "age", "age_low"),
+    *("age_high", "age_branch", "age_branch_probability", "gender", "gender_probability"),
+    *("picture", "note"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one photo.
+
+    Attributes:
+        photo: Its name, as `Photo` has it.
+        estimates: One a face, from left to right.
+        error: Why the photo could not be read, or "".
+        picture: Where the annotated picture is, or "".
+        picture_error: Why it could not be written, or "".
+    """
+
+    photo: str
+    estimates: Sequence[Estimate] = ()
+    error: str = ""
+    picture: str = ""
+    picture_error: str = ""
+
+    def __str__(self) -> str:
+        """The photo and its faces, a line each."""
+        if self.error:
+            return self.error
+        count = len(self.estimates)
+        lines = [f"{self.photo}: {count or 'no'} face{'s' * (count > 1)}"]
+        lines += [f"  {each}, at {tuple(each.box)}" for each in self.estimates]
+        if self.picture:
+            lines.append(f"  drawn in {self.picture}")
+        return "\n".join([*lines, *filter(None, [self.picture_error])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON types; of the last three attributes those that are not empty."""
+        others = {name: getattr(self, name) for name in ("error", "picture", "picture_error")}
+        faces = [estimate.to_dict() for estimate in self.estimates]
+        others = {name: value for name, value in others.items() if value}
+        return {"photo": self.photo, "faces": faces} | others
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Returns a row of `COLUMNS` for each face, or one that says why there is none."""
+        note = self.error or self.picture_error or ("" if self.estimates else "no face")
+        photo = {"photo": self.photo, "picture": self.picture, "note": note}
+        faces = enumerate(self.estimates, 1)
+        return [photo | {"face": i} | each.to_row() for i, each in faces] or [photo]
+
+
+def predict_photos(
+    estimator: Estimator,
+    places: Sequence[str | Path],
+    pictures: Path | None = None,
+    table: Path | None = None,
+) -> Iterator[Result]:
+    """Estimates photos one after the other; what has been yielded is drawn and written.
+
+    Args:
+        estimator: The model.
+        places: From `agelib.prediction.photos.find_photos`.
+        pictures: A folder for annotated pictures.
+        table: A CSV file for the rows of all photos. Where a call is stopped, the next one with the
+            same model goes on after the last photo in it.
+
+    Yields:
+        What is known of each photo that the table does not hold yet.
+
+    Raises:
+        AgelibError: If no folder can be made, or no row written.
+    """
+    pictures, table = (place and Path(place) for place in (pictures, table))
+    _prepare(pictures, table)
+    if not table:
+        yield from _results(estimator, places, pictures, [])
+        return
+    try:
+        with _Table(table, sha256(estimator.path)) as rows:
+            for result in _results(estimator, places, pictures, rows.known):
+                rows.write(result)
+                yield result
+            rows.finish()
+    except OSError as error:
+        raise AgelibError(
+            f"{table} cannot be written ({error.strerror}): make room, or name another --csv. The "
+            "photos before are in it, and the same command goes on from there."
+        ) from error
+
+
+def _prepare(pictures: Path | None, table: Path | None) -> None:
+    if pictures and pictures.is_file():
+        raise AgelibError(f"{pictures} is a file: name a folder as --output.")
+    if table and (table.is_dir() or not table.absolute().parent.is_dir()):
+        raise AgelibError(f"{table} cannot be written: name a file, in a folder that exists.")
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+
+
+def _results(
+    estimator: Estimator,
+    places: Sequence[str | Path],
+    pictures: Path | None,
+    known: Sequence[dict[str, str]],
+) -> Iterator[Result]:
+    names = {row["photo"] for row in known}
+    taken = {Path(row["picture"]).name.removesuffix(PICTURE_SUFFIX).lower() for row in known}
+    photos = read_photos(place for place in places if str(place) not in names)
+    to_do = (photo for photo in photos if photo.name not in names)
+    for photo, estimates in estimator.predict_all(to_do):
+        result = Result(photo.name, estimates, photo.error)
+        yield _draw(result, photo, pictures, taken) if pictures and not photo.error else result
+
+
+def _draw(result: Result, photo: Photo, folder: Path, taken: set[str]) -> Result:
+    path = folder / name_picture(photo.name, taken)
+    try:
+        with atomic(path) as partial:
+            annotate(photo.image, result.estimates).savefig(partial, format="png")
+    except OSError as error:
+        why = f"{path} could not be written ({error.strerror}): make room there."
+        return replace(result, picture_error=why)
+    return replace(result, picture=str(path))
+
+
+class _Table:
+    """A CSV file that grows photo by photo; a mark beside it says that it is unfinished.
+
+    Attributes:
+        known: The rows that a call which was stopped has left.
+    """
+
+    def __init__(self, path: Path, model: str):
+        self.known: list[dict[str, str]] = []
+        self._path, self._model = path, model
+        self._mark = path.with_name(f".{path.name}.unfinished.json")
+
+    def __enter__(self) -> "_Table":
+        # A pipe or a device keeps nothing to go on from.
+        regular = self._path.is_file() or not self._path.exists()
+        if regular:
+            self._read_known()
+            write_json(self._mark, {"model": self._model})
+            with atomic(self._path) as partial, _open(partial, "w") as file:
+                file.write("\ufeff")  # by which Excel knows UTF-8
+                _writer(file).writeheader()
+                _writer(file).writerows(self.known)
+        self._file = _open(self._path, "a" if regular else "w")
+        if not regular:
+            _writer(self._file).writeheader()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, result: Result) -> None:
+        """Adds the rows of a photo; they are in the file when this returns."""
+        _writer(self._file).writerows(result.to_rows())
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Marks the table as complete: the next call begins another."""
+        if self._mark.exists():
+            os.fsync(self._file.fileno())
+        self._mark.unlink(missing_ok=True)
+
+    def _read_known(self) -> None:
+        if not (self._path.exists() and self._mark.exists()):
+            return
+        if read_json(self._mark) != {"model": self._model}:
+            return
+        with _open(self._path, "r") as file:
+            file.read(1)
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        # The rows of the last photo may be cut off.
+        self.known = [row for row in rows if row["photo"] != rows[-1]["photo"]]
+
+
+def _open(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
+
+
+def _writer(file: IO[str]) -> csv.DictWriter:
+    return csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
