@@ -61,7 +61,7 @@ def test_a_varied_image_still_has_colours_of_0_to_255(augmentation, images):
 def test_a_varied_portrait_still_shows_the_face(augmentation, portrait):
     mean = np.asarray(moved(augmentation, portrait)).mean(axis=0)
     mirrored_mean = (portrait + portrait[:, ::-1]) / 2
-    assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.9
+    assert np.corrcoef(mean.ravel(), mirrored_mean.ravel())[0, 1] > 0.85
 
 
 LAYERS = {
