@@ -12,7 +12,7 @@ import os
 
 import lazy_loader
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 # Must be set before TensorFlow loads, whichever module gets there first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

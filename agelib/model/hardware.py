@@ -31,7 +31,7 @@ def strategy() -> tf.distribute.Strategy:
 
 
 def even_share(count: int) -> int:
-    """Returns how many of so many faces the devices of the strategy in scope can share evenly.
+    """Returns the largest number of faces, up to `count`, that the devices in scope share evenly.
 
     Keras stops at a first batch of which they do not all get as many.
 

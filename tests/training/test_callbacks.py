@@ -233,12 +233,13 @@ class Bar:
 bars = []
 
 
-def test_training_goes_on_without_a_bar(model, monkeypatch):
+def test_training_goes_on_without_a_bar(model, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, "tqdm", functools.partial(tqdm, disable=True))
     progress = Progress(1, 1)
     progress.on_train_batch_end(0)
     progress.on_epoch_end(0, {"loss": 1.0})
     progress.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_one_bar_runs_over_all_epochs_from_where_training_goes_on(tiny_networks, monkeypatch):
