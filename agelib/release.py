@@ -84,7 +84,8 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
         path: The file to write.
 
     Returns:
-        The card: `note` (what the model's file says of itself, its settings among it), `data` (of
+        The card: `note` (what the model's file says of itself, its settings among it), `before`
+        (settings and seconds of the runs whose models it started from), `data` (of
         each data set the licence, the number of faces in each split, and of images left out, by
         reason), `scores` of each split, those of each test set as `tests`, and `sha256` and `bytes`
         of the file.
@@ -94,7 +95,6 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     """
     model, note = load_model(config.run_folder / "model.keras")
     _check_note(config, note)
-    note["before"] = _runs_before(note)
     round_weights(model)
     found = [
         (split, name, score_split(faces, outputs))
@@ -103,6 +103,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     card = {
         "shipped_with": __version__,
         "note": note,
+        "before": _runs_before(note),
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
         "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
@@ -189,7 +190,7 @@ def train_command(settings: dict[str, Any]) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     note = card["note"]
-    runs = [*note.get("before", []), note]
+    runs = [*card.get("before", []), note]
     weights = runs[0]["config"]["weights"]
     starts = {None: "random weights", "imagenet": "ImageNet weights"}
     fields = card | note | note["config"] | note["environment"]

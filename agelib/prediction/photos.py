@@ -16,7 +16,7 @@ from PIL import Image
 
 from agelib import AgelibError
 from agelib.faces.images import Rejected, read_image
-from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 
 PICTURE_SUFFIX = ".estimates.png"
 _LARGEST = 100_000_000  # bytes of a download
@@ -109,12 +109,11 @@ def name_others(places: Iterable[str | Path]) -> str:
     Empty if there is nothing. Hidden files and pictures that `predict` drew do not count.
     """
     folders = [Path(place).expanduser() for place in places if not _is_address(place)]
-    files = (path for folder in folders if folder.is_dir() for path in folder.rglob("*"))
+    files = (path for folder in folders if folder.is_dir() for path in find_files(folder))
     others = Counter(
         path.suffix.lower() or "without ending"
         for path in files
-        if path.is_file() and not _is_photo(path) and not path.name.startswith(".")
-        if not path.name.endswith(PICTURE_SUFFIX)
+        if not (_is_photo(path) or path.name.endswith(PICTURE_SUFFIX))
     )
     if not others:
         return ""
@@ -214,7 +213,7 @@ def _is_address(place: str | Path | bytes) -> bool:
 
 
 def _images_below(folder: Path) -> list[str | Path]:
-    return sorted(filter(_is_photo, folder.rglob("*")))
+    return [path for path in find_files(folder) if _is_photo(path)]
 
 
 def _is_photo(path: Path) -> bool:

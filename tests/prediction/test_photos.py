@@ -87,8 +87,15 @@ def test_a_place_that_does_not_exist_is_named(tmp_path):
 
 def test_a_folder_without_a_photo_is_named(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(AgelibError, match=r"holds no photo \(\.jpg, "):
+    with pytest.raises(AgelibError, match=r"holds no photo \(.*\.jpg, "):
         find_photos([tmp_path])
+
+
+def test_hidden_files_are_no_photos(tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".thumbnails/1.jpg", ".Trash-1000/files/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_photos([tmp_path]) == [tmp_path / "a.jpg"]
 
 
 def test_a_pattern_stands_for_the_files_it_fits(album):
