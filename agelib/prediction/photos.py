@@ -14,7 +14,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from agelib import AgelibError
+from agelib import AgelibError, __version__
 from agelib.faces.images import Rejected, read_image
 from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 
@@ -184,7 +184,9 @@ def _frames(path: Path) -> Iterator[Photo]:
 
 def _download(address: str) -> bytes:
     try:
-        with requests.get(address, stream=True, timeout=_SECONDS) as answer:
+        # Wikimedia and others refuse programs that do not name themselves.
+        named = {"User-Agent": f"agelib/{__version__}"}
+        with requests.get(address, headers=named, stream=True, timeout=_SECONDS) as answer:
             answer.raise_for_status()
             content = bytearray()
             for part in answer.iter_content(2**20):

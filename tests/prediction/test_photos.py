@@ -264,6 +264,7 @@ class Server(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        self.server.asked_by = self.headers["User-Agent"]
         self.wfile.write(self.server.content)
 
     def log_message(self, *arguments):
@@ -288,6 +289,7 @@ def address(server, path):
 
 def test_a_photo_is_read_from_its_address(server):
     np.testing.assert_array_equal(read_photo(address(server, "a.png")), data.astronaut())
+    assert server.asked_by.startswith("agelib/")
 
 
 def test_an_address_without_a_photo_says_why(server):
