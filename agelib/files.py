@@ -16,9 +16,6 @@ from agelib import AgelibError
 if TYPE_CHECKING:  # loading it would load TensorFlow
     import pandas as pd
 
-# Algorithm and hexadecimal digest of a file for which they are known.
-Checksum = tuple[str, str] | None
-
 _EXTENSIONS = Image.registered_extensions()  # which loads all of Pillow's decoders
 # Those that are asked for: for others Pillow starts programs (Ghostscript) or opens no photos.
 _PHOTOS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF")
@@ -128,16 +125,6 @@ def hash_file(path: Path, algorithm: str) -> str:
 def sha256(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
     return hash_file(path, "sha256")
-
-
-def verify(path: Path, checksum: Checksum) -> None:
-    """Makes sure that a file has its checksum, if that is known.
-
-    Raises:
-        OSError: If it has another one.
-    """
-    if checksum and hash_file(path, checksum[0]) != checksum[1]:
-        raise OSError(f"it does not have the {checksum[0].upper()} {checksum[1]}")
 
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:

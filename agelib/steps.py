@@ -40,16 +40,11 @@ def download(name: str, config: Config) -> Path:
         return _your_images(name, config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
-    remote = archive_on_drive(name, config)
-    local = config.raw / remote.name
-    # The exists(): somebody may have made room on Drive since.
-    if not local.exists() and sync.holds(remote) and remote.exists():
-        sync.pull(remote, local)
-        archives.remember(local)
+    _pull_archive(name, config)
     archive = downloading.fetch(name, config)
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
-    sync.push(archive, remote)
+    sync.push(archive, _archives_on_drive(config) / archive.name)
     return folder
 
 
@@ -84,12 +79,19 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 def _extract_again(name: str, config: Config) -> None:
     """Makes sure that an archive's images are here, from Drive if need be."""
-    archive = archive_on_drive(name, config)
-    extracted = images_folder(name, config).exists()
-    # The last: somebody may have made room on Drive since.
-    if not extracted and sync.holds(archive) and archive.exists():
-        sync.pull(archive, config.raw / archive.name)
+    if not images_folder(name, config).exists():
+        _pull_archive(name, config)
     downloading.extract(name, config)
+
+
+def _pull_archive(name: str, config: Config) -> None:
+    """Fetches an archive from Drive if it was pushed there and is not here."""
+    remote = archive_on_drive(name, config)
+    local = config.raw / remote.name
+    # The last: somebody may have made room on Drive since.
+    if not local.exists() and sync.holds(remote) and remote.exists():
+        sync.pull(remote, local)
+        archives.write_metadata(local)
 
 
 def _is_yours(name: str, config: Config) -> bool:
@@ -312,5 +314,12 @@ def run_on_drive(config: Config) -> Path:
 
 
 def archive_on_drive(name: str, config: Config) -> Path:
-    """Returns where an archive lies on Drive."""
-    return config.drive / "archives" / find(name).archive.file
+    """Returns where an archive lies on Drive, under whichever of its names it was pushed."""
+    folder, archive = _archives_on_drive(config), find(name).archive
+    with disk.reading(folder):
+        pushed = (path for path in archive.find_in(folder) if sync.holds(path))
+        return next(pushed, folder / archive.file)
+
+
+def _archives_on_drive(config: Config) -> Path:
+    return config.drive / "archives"

@@ -209,12 +209,3 @@ def test_partials_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     files.remove_partials(tmp_path / "a[1].npy")
     assert {path.name for path in tmp_path.iterdir()} == set(others)
-
-
-def test_a_file_with_another_checksum_is_refused(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"abc")
-    files.verify(path, None)
-    files.verify(path, ("md5", "900150983cd24fb0d6963f7d28e17f72"))
-    with pytest.raises(OSError, match="does not have the SHA256 900150983c"):
-        files.verify(path, ("sha256", "900150983cd24fb0d6963f7d28e17f72"))

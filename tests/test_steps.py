@@ -93,7 +93,7 @@ def test_an_archive_is_kept_on_drive(machine):
 def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     steps.download("utkface", machine)
     new_machine_after(machine)
-    monkeypatch.setattr(downloading, "_fetch_mirror", refuse)
+    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
     assert any(steps.download("utkface", machine).iterdir())
 
 
@@ -117,16 +117,20 @@ def test_an_archive_that_the_user_uploaded_is_used_and_noted(uploaded, monkeypat
     assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
 
 
-def test_a_zip_file_that_the_user_uploaded_becomes_the_archive_on_drive(uploaded):
+def test_a_zip_file_that_the_user_uploaded_is_the_archive_on_drive(uploaded, monkeypatch):
     remote = uploaded.drive / "archives" / "UTKFace.tar.gz"
     with tarfile.open(remote) as tar:
         images = {e.name: tar.extractfile(e).read() for e in tar if e.isreg()}
     remote.unlink()
-    write_zip(remote.with_name("archive.zip"), images)
+    remote = write_zip(remote.with_name("archive.zip"), images)
     folder = steps.download("utkface", uploaded)
     assert {f"UTKFace/{path.name}" for path in folder.iterdir()} == set(images)
     assert sync.holds(remote)
-    assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
+    assert sorted(path.name for path in remote.parent.iterdir()) == ["SHA256SUMS", "archive.zip"]
+    shutil.rmtree(uploaded.raw)  # as on another machine
+    monkeypatch.setattr(downloading, "fetch", refuse)
+    steps.clean("utkface", uploaded)
+    assert sha256(remote) == sha256(uploaded.raw / "archive.zip")
 
 
 def test_an_archive_that_was_deleted_on_drive_is_fetched_again(machine):

@@ -1,18 +1,18 @@
-"""The archives as their authors publish them, and how to verify one."""
+"""The archives as their authors publish them, their names, and what is recorded of them."""
 
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agelib import AgelibError, files, first_line
-from agelib.files import Checksum, read_json, sha256, write_json
+from agelib.files import read_json, sha256, write_json
 
 LABELS = "labels.csv"
+
+_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
+# What browsers, Windows (" - Copy", in any language), macOS and Google Drive add to a copy's name,
+# and Drive to a folder's that it zips.
+_ADDED = re.compile(r"^copy of | - \w+| copy\b(?: \d+)?| ?\(\d+\)|-\d{8}t\d{6}z(?:-\d+)+")
 
 
 @dataclass(frozen=True)
@@ -35,99 +35,50 @@ class Archive:
     size: int | None = None
     kaggle: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """The names to recommend for a file that the user provides, the official one first."""
+        kaggle = [f"{Path(self.kaggle).name}.zip", "archive.zip"] if self.kaggle else []
+        return list(dict.fromkeys([self.file, f"{self.folder}.zip", *kaggle]))
 
-def check(source: Path, checksum: Checksum) -> None:
-    """Verifies an archive that the user provided.
+    @property
+    def has_labels(self) -> bool:
+        """Whether its images are those beside a `labels.csv`, in whatever folder."""
+        return self.file.endswith(".zip")
 
-    Raises:
-        AgelibError: If it is not the right one, or not whole.
-    """
-    try:
-        verify(source, checksum)
-    except OSError as error:
-        raise AgelibError(
-            f"{source} is not the right archive ({error}): complete it, or delete it, and run the "
-            "download step again."
-        ) from error
+    def is_official(self, path: Path) -> bool:
+        """Tells whether a file is named as the official archive, perhaps as a copy of it."""
+        return _plain_name(path) == self.file.lower()
 
-
-def verify(source: Path, checksum: Checksum) -> None:
-    """Makes sure that an archive has its checksum or, where none is known, that it is whole.
-
-    Raises:
-        OSError: If it is not; says why.
-    """
-    files.verify(source, checksum)
-    if checksum is None and zipfile.is_zipfile(source):
-        with whole_zip(source) as archive:
-            if damaged := archive.testzip():
-                raise OSError(f"it is damaged: {damaged}")
-    elif checksum is None:
-        with whole(source) as tar:
-            for _ in tar:
-                pass
+    def find_in(self, folder: Path) -> list[Path]:
+        """Returns the files in a folder that have one of its names, the official one first."""
+        stems = {Path(name).stem for name in self.names if name.endswith(".zip")}
+        endings = (".zip",) if self.has_labels else _ENDINGS
+        wanted = {f"{stem}{ending}".lower() for stem in stems for ending in endings}
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [path for path in paths if _plain_name(path) in wanted and path.is_file()]
+        return sorted(found, key=lambda path: path.name != self.file)
 
 
-def remember(source: Path) -> dict[str, Any]:
-    """Notes a verified archive's size and SHA-256 beside it, so that nobody fetches it again."""
-    note = {"size": source.stat().st_size, "sha256": sha256(source)}
-    write_json(note_of(source), note)
-    return note
+def _plain_name(path: Path) -> str:
+    return _ADDED.sub("", path.name.lower())
 
 
-def known(source: Path) -> dict[str, Any] | None:
-    """Returns what was noted of an archive when it was verified, if its size is still the same."""
-    if not (source.exists() and note_of(source).exists()):
-        return None
-    note = read_json(note_of(source))
-    return note if note["size"] == source.stat().st_size else None
-
-
-def note_of(path: Path) -> Path:
-    """Returns where the note of a file or folder lies: beside it."""
+def metadata_path(path: Path) -> Path:
+    """Returns where the metadata of a file or folder lies: beside it."""
     return path.with_name(f"{path.name}.json")
 
 
-@contextmanager
-def whole_zip(source: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens a zip file whose members are then read, and names whatever is wrong with it.
-
-    Raises:
-        OSError: If it is damaged, which has no `errno`, or the disk fails, which has one.
-    """
-    try:
-        with zipfile.ZipFile(source) as archive:
-            yield archive
-    # A RuntimeError wants a password, and one of its kind knows no such compression.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise OSError(f"it cannot be read: {first_line(error)}") from error
+def write_metadata(source: Path) -> dict[str, Any]:
+    """Records a verified archive's size and SHA-256, so that nobody verifies it again."""
+    metadata = {"size": source.stat().st_size, "sha256": sha256(source)}
+    write_json(metadata_path(source), metadata)
+    return metadata
 
 
-@contextmanager
-def whole(source: Path) -> Iterator[tarfile.TarFile]:
-    """Opens an archive whose members are then read, and names whatever is wrong with it.
-
-    Raises:
-        AgelibError: If a member is not safe to unpack.
-        OSError: If it is damaged, which has no `errno`, or the disk fails, which has one.
-    """
-    try:
-        with tarfile.open(source) as tar:
-            yield tar
-            _check_end(tar)
-    except tarfile.FilterError as error:
-        raise AgelibError(f"{source} is not safe to unpack ({error}): do not use it.") from error
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        if getattr(error, "errno", None):
-            raise
-        reason = first_line(error).rstrip(":")
-        raise OSError(f"it is damaged: {reason}") from error
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Makes sure that the archive goes to its end: `tarfile` takes a damaged header for one."""
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it ends too early")
-    while tar.fileobj.read(2**20):  # gzip checks its checksum at the end
-        pass
+def read_metadata(source: Path) -> dict[str, Any] | None:
+    """Returns what was recorded of a verified archive, None if there is none of this size."""
+    if not (source.exists() and metadata_path(source).exists()):
+        return None
+    metadata = read_json(metadata_path(source))
+    return metadata if metadata["size"] == source.stat().st_size else None

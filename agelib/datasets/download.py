@@ -3,31 +3,27 @@
 One comes from a folder where the user put it, from a mirror, from its home, or from Kaggle.
 """
 
-import os
-import re
 import shutil
 import sys
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import requests
 
-from agelib import AgelibError, files, first_line
+from agelib import AgelibError, files
 from agelib.config import Config
-from agelib.datasets import archives, transfer, unpack
-from agelib.datasets.archives import LABELS, Archive, known, note_of, remember
+from agelib.datasets import transfer, unpack
+from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
 from agelib.datasets.tables import DATASETS, DataSet, find
+from agelib.datasets.unpack import Checksum
 from agelib.disk import is_full, need_space, no_space
-from agelib.files import Checksum, atomic
-
-_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
+from agelib.files import atomic
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
-# What kagglehub keeps for a while of the one data set that is asked for: its zip file and the
-# images, which are there twice.
-_KAGGLE_CACHE = 800_000_000
+
+# `unpack.verify` for one archive.
+_Check = Callable[..., None]
 
 
 def fetch(name: str, config: Config) -> Path:
@@ -35,9 +31,10 @@ def fetch(name: str, config: Config) -> Path:
 
     It must have the checksum that its mirror or its authors name or, where there is none, be
     readable from end to end; later calls look at its size alone. What the user put into `data/raw`
-    or into `archives` on Drive comes first, then a mirror (`AGELIB_MIRROR`), then the official
-    home, then Kaggle; the sample has its own mirror alone. An archive that has changed since it was
-    verified is fetched anew, unless it can only be put there by hand.
+    or into `archives` on Drive comes first, as the official file or as another zip or tar file
+    of the same images; then a mirror (`AGELIB_MIRROR`), then the official home, then Kaggle; the
+    sample has only its own mirror. An archive that has changed since it was verified is fetched
+    anew, unless it can only be put there by hand.
 
     Args:
         name: The data set's.
@@ -50,34 +47,31 @@ def fetch(name: str, config: Config) -> Path:
         AgelibError: If it cannot be had, or is not what it should be.
     """
     found, mirror = find(name), config.mirror and config.mirror.rstrip("/")
-    archive = found.archive
-    target, sample = config.raw / archive.file, config.profile == "sample" and archive.url
-    if known(target):
-        return target
+    archive, lacking = found.archive, ""
+    if verified := _verified(archive, config):
+        return verified
+    sample = _is_sample(archive, config)
     if found.home and not sample:
         print(f"{archive.file}: {found.licence} ({found.home})", file=sys.stderr)
-    lacking = ""
     try:
         if mirror and not sample and not _holds(mirror, archive.file):
             lacking, mirror = f" is not in {mirror} and", None
-        checksum = _checksum(archive, mirror)
-        if target.exists() and not (archive.url and note_of(target).exists()):
-            archives.check(target, checksum)
-        elif sample or not take_from_folders(archive, _folders(config), target, checksum):
-            if not (archive.url or mirror):
-                raise _not_there(name, config)
-            if lacking:
-                print(f"{archive.file}{lacking} comes from {_place(archive)}.", file=sys.stderr)
-            _fetch_from_afar(archive, target, mirror, checksum)
+        check = partial(unpack.verify, archive=archive, checksum=_checksum(archive, mirror))
+        path = _take_from_folders(archive, config, check)
+        if path is None and not (archive.url or mirror):
+            raise _not_there(name, config)
+        if path is None and lacking:
+            print(f"{archive.file}{lacking} comes from {_home(archive)}.", file=sys.stderr)
+        path = path or _fetch_from_afar(archive, config.raw / archive.file, mirror, check)
     except (OSError, ValueError) as error:
         if is_full(error):
             raise no_space(config.raw, archive.file) from error
         raise AgelibError(
-            f"{archive.file}{lacking} could not be fetched from {mirror or _place(archive)} "
+            f"{archive.file}{lacking} could not be fetched from {mirror or _home(archive)} "
             f"({transfer.reason(error)}): {_ways_round(found, config)}"
         ) from error
-    remember(target)
-    return target
+    write_metadata(path)
+    return path
 
 
 def extract(name: str, config: Config) -> Path:
@@ -90,7 +84,8 @@ def extract(name: str, config: Config) -> Path:
         AgelibError: If the archive is missing, damaged or unsafe.
     """
     archive = find(name).archive
-    return unpack.unpack_once(config.raw / archive.file, config.raw / archive.folder)
+    source = _verified(archive, config) or config.raw / archive.file
+    return unpack.unpack_once(source, archive, config.raw / archive.folder)
 
 
 def find_sha256(file: str, sums: str) -> Checksum:
@@ -102,7 +97,19 @@ def find_sha256(file: str, sums: str) -> Checksum:
     return None
 
 
-def _place(archive: Archive) -> str:
+def _is_sample(archive: Archive, config: Config) -> bool:
+    """Tells whether an archive is one of the sample's, whose namesakes are other images."""
+    return config.profile == "sample" and archive.url is not None
+
+
+def _verified(archive: Archive, config: Config) -> Path | None:
+    """Returns the archive in `data/raw` that has been verified, if there is one."""
+    official = _is_sample(archive, config)
+    paths = [config.raw / archive.file] if official else archive.find_in(config.raw)
+    return next((path for path in paths if read_metadata(path)), None)
+
+
+def _home(archive: Archive) -> str:
     """Returns the official home's address without what only a machine reads."""
     return (archive.url or "").partition("?")[0]
 
@@ -116,7 +123,7 @@ def _not_there(name: str, config: Config) -> AgelibError:
     """Returns the error for a data set that nobody has put there, and no program can fetch."""
     archive, home = find(name).archive, find(name).home
     places = " or ".join(str(folder) for folder in _folders(config))
-    fetched = [known for known, found in DATASETS.items() if found.archive.url]
+    fetched = [name for name, found in DATASETS.items() if found.archive.url]
     return AgelibError(
         f"There are no images of {name}: put {archive.file} into {places}, or a folder "
         f"{config.raw / archive.folder}, either with a {LABELS}"
@@ -129,7 +136,7 @@ def _ways_round(found: DataSet, config: Config) -> str:
     archive = found.archive
     if config.profile == "sample":
         return f"delete {config.mirror} and run the download step again."
-    pages = [found.home, *([kaggle_page(archive)] if archive.kaggle else [])]
+    pages = [found.home, *([_kaggle_page(archive)] if archive.kaggle else [])]
     raw, drive = _folders(config)
     mirror = f"name a folder or an address that has {archive.file} in AGELIB_MIRROR"
     if config.mirror:
@@ -139,35 +146,92 @@ def _ways_round(found: DataSet, config: Config) -> str:
         f"- get it with your browser from {' or '.join(pages)} and put the file, as it is, into\n"
         f"  {drive} (make that folder if it is missing) or\n"
         f"  {raw};\n"
-        f"  these names are recognised: {', '.join(good_names(archive))}; or\n"
+        f"  these names are recognised: {', '.join(archive.names)}; or\n"
         f"- {mirror};\n"
         "then run the download step again."
     )
 
 
-def _fetch_from_afar(
-    archive: Archive, target: Path, mirror: str | None, checksum: Checksum
-) -> None:
-    if mirror:
-        _fetch_mirror(archive, target, mirror, checksum)
-        return
+def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path | None:
+    """Returns the archive that the user put into a folder, copied to `data/raw` from another one.
+
+    A copy of the official file must have its checksum, where one is known; any other file must be
+    readable from end to end. What cannot be used is named on standard error and passed over.
+
+    Raises:
+        AgelibError: If what the user put in the archive's place is not the archive.
+    """
+    official = config.raw / archive.file
+    if official.exists() and not (archive.url and metadata_path(official).exists()):
+        return _check_given(official, check)
+    if _is_sample(archive, config):
+        return None
+    for path in [path for folder in _folders(config) for path in archive.find_in(folder)]:
+        target = config.raw / path.name
+        # What has changed since it was verified is fetched anew; other files are not written over.
+        if path == official or (target.exists() and target not in (path, official)):
+            continue
+        right = check if archive.is_official(path) else partial(check, checksum=None)
+        try:
+            right(path) if path == target else _copy(path, target, right)
+        except (OSError, ValueError) as error:
+            if is_full(error):
+                raise
+            print(f"{path} is not used for {archive.file}: {error}.", file=sys.stderr)
+        else:
+            print(f"{archive.file} comes from {path}.", file=sys.stderr)
+            return target
+    return None
+
+
+def _check_given(source: Path, check: _Check) -> Path:
     try:
-        transfer.download(archive.url, target, partial(archives.verify, checksum=checksum))
-    except OSError as error:
-        if not archive.kaggle or is_full(error):
+        check(source)
+    except (OSError, ValueError) as error:
+        raise AgelibError(
+            f"{source} is not the right archive ({error}): complete it, or delete it, and run the "
+            "download step again."
+        ) from error
+    return source
+
+
+def _copy(source: Path, target: Path, check: _Check) -> Path:
+    need_space(target.parent, source.stat().st_size)
+    files.remove_partials(target)
+    with atomic(target) as copy:
+        shutil.copyfile(source, copy)
+        check(copy)
+    return target
+
+
+def _fetch_from_afar(archive: Archive, target: Path, mirror: str | None, check: _Check) -> Path:
+    if mirror and "://" not in mirror:
+        return _copy(Path(mirror) / archive.file, target, check)
+    try:
+        url = f"{mirror}/{archive.file}" if mirror else archive.url
+        return transfer.download(url, target, check)
+    except (OSError, ValueError) as error:
+        if mirror or not archive.kaggle or is_full(error):
             raise
         why = transfer.reason(error)
-        print(
-            f"{archive.file} is fetched from Kaggle ({kaggle_page(archive)}), since it could not "
-            f"be fetched from {_place(archive)} ({why}).",
-            file=sys.stderr,
+    print(
+        f"{archive.file} is fetched from Kaggle ({_kaggle_page(archive)}), since it could not be "
+        f"fetched from {_home(archive)} ({why}).",
+        file=sys.stderr,
+    )
+    try:  # a public data set takes no account
+        zip_file = target.with_name(f"{Path(archive.kaggle).name}.zip")
+        return transfer.download(
+            f"{_KAGGLE}/{archive.kaggle}", zip_file, partial(check, checksum=None)
         )
-        try:
-            fetch_from_kaggle(archive, target)
-        except (OSError, ValueError) as second:
-            if is_full(second):
-                raise
-            raise OSError(f"{why}; from Kaggle: {transfer.reason(second)}") from second
+    except (OSError, ValueError) as error:
+        if is_full(error):
+            raise
+        raise OSError(f"{why}; from Kaggle: {transfer.reason(error)}") from error
+
+
+def _kaggle_page(archive: Archive) -> str:
+    return f"https://www.kaggle.com/datasets/{archive.kaggle}"
 
 
 def _holds(mirror: str, file: str) -> bool:
@@ -198,133 +262,3 @@ def _read_sums(url: str) -> str:
         return ""
     response.raise_for_status()
     return response.text
-
-
-def _fetch_mirror(archive: Archive, target: Path, mirror: str, checksum: Checksum) -> None:
-    if "://" in mirror:
-        url = f"{mirror}/{archive.file}"
-        transfer.download(url, target, partial(archives.verify, checksum=checksum))
-        return
-    source = Path(mirror) / archive.file
-    need_space(target.parent, source.stat().st_size)
-    files.remove_partials(target)
-    with atomic(target) as copy:
-        shutil.copyfile(source, copy)
-        archives.verify(copy, checksum)
-
-
-def good_names(archive: Archive) -> list[str]:
-    """Returns the names to recommend, the official one first."""
-    names = [archive.file, f"{archive.folder}.zip"]
-    if archive.kaggle:
-        names += [f"{Path(archive.kaggle).name}.zip", "archive.zip"]
-    return list(dict.fromkeys(names))
-
-
-def take_from_folders(
-    archive: Archive, folders: Sequence[Path], target: Path, checksum: Checksum
-) -> bool:
-    """Makes the archive out of what the user put into some folders, if that is there.
-
-    A file of the official kind must have the checksum, where one is known; any other is read from
-    end to end and packed anew. The user's file stays as it is. What cannot be used is named on
-    standard error and passed over.
-
-    Args:
-        archive: What to look for.
-        folders: Where.
-        target: What to write.
-        checksum: The archive's own.
-
-    Returns:
-        Whether the archive is there now.
-
-    Raises:
-        AgelibError: If there is no space for it.
-        OSError: If the disk fills up.
-    """
-    for path in _candidates(archive, folders, target):
-        try:
-            _take_over(path, archive, target, checksum)
-        except (OSError, ValueError) as error:
-            if is_full(error):
-                raise
-            print(f"{path} is not used for {archive.file}: {error}.", file=sys.stderr)
-        else:
-            print(f"{archive.file} comes from {path}.", file=sys.stderr)
-            return True
-    return False
-
-
-def _candidates(archive: Archive, folders: Sequence[Path], target: Path) -> Iterator[Path]:
-    stems = {Path(name).stem for name in good_names(archive) if name.endswith(".zip")}
-    endings = (".zip",) if archive.file.endswith(".zip") else _ENDINGS
-    wanted = {f"{stem}{ending}".lower() for stem in stems for ending in endings}
-    for folder in folders:
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        for path in sorted(paths, key=lambda path: path.name != archive.file):
-            if path != target and path.is_file() and _plain_name(path) in wanted:
-                yield path
-
-
-def _plain_name(path: Path) -> str:
-    """Returns a file's name without the number that browsers and Drive give a second copy."""
-    return re.sub(r" ?\(\d+\)", "", path.name.lower())
-
-
-def _take_over(path: Path, archive: Archive, target: Path, checksum: Checksum) -> None:
-    ending = "".join(Path(archive.file).suffixes)
-    official = _plain_name(path).endswith(ending)
-    if not (official and (checksum or ending == ".zip" or unpack.has_layout(path, archive))):
-        unpack.pack(path, archive, target)
-        return
-    need_space(target.parent, path.stat().st_size)
-    files.remove_partials(target)
-    with atomic(target) as partial:
-        shutil.copyfile(path, partial)
-        archives.verify(partial, checksum)
-
-
-def kaggle_page(archive: Archive) -> str:
-    """Returns the address of a data set's page, to download it by hand."""
-    return f"https://www.kaggle.com/datasets/{archive.kaggle}"
-
-
-def fetch_from_kaggle(archive: Archive, target: Path) -> None:
-    """Fetches a public data set, which takes no account, and packs it as its authors do.
-
-    Colab has kagglehub, which may have the data at hand; elsewhere the zip file is downloaded.
-
-    Args:
-        archive: What to make.
-        target: Where to.
-
-    Raises:
-        AgelibError: If there is no space.
-        OSError: If it cannot be had.
-        ValueError: If it holds something else.
-    """
-    try:
-        import kagglehub
-    except ImportError:
-        source = target.with_name(f"{Path(archive.kaggle).name}.zip")
-        transfer.download(f"{_KAGGLE}/{archive.kaggle}", source, _check_zip)
-        unpack.pack(source, archive, target)
-        source.unlink()
-        return
-    cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
-    if not (cache / "datasets" / archive.kaggle).exists():
-        need_space(cache, _KAGGLE_CACHE)
-    try:
-        folder = Path(kagglehub.dataset_download(archive.kaggle))
-    except OSError:
-        raise  # requests' errors are among them
-    # kagglehub speaks of other errors in exceptions of its own, all of them Exception.
-    except Exception as error:
-        raise OSError(first_line(error)) from error
-    unpack.pack(folder, archive, target)
-
-
-def _check_zip(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise OSError("what Kaggle sent is no zip file, or not all of it")

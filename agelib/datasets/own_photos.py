@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, first_line
-from agelib.datasets.archives import LABELS, note_of
+from agelib.datasets.archives import LABELS, metadata_path
 from agelib.disk import explained, patient, reading
 from agelib.files import IMAGE_SUFFIXES
 from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
@@ -150,7 +150,7 @@ def _official_splits(words: pd.Series, path: Path) -> pd.Series:
 
 def is_loose(folder: Path) -> bool:
     """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
-    return (folder / LABELS).exists() and not note_of(folder).exists()
+    return (folder / LABELS).exists() and not metadata_path(folder).exists()
 
 
 def copy_own(source: Path, target: Path) -> None:

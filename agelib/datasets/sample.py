@@ -7,8 +7,10 @@ children's faces are rounder and softer, men wear a beard. They say nothing abou
 
 import datetime
 import functools
+import gzip
 import io
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,6 @@ import scipy.io
 from skimage import data
 
 from agelib.datasets.archives import LABELS
-from agelib.datasets.unpack import write_tar
 from agelib.files import atomic, sha256
 
 N_WIKI, N_UTKFACE = 320, 140
@@ -101,12 +102,26 @@ def make_archives(folder: Path) -> list[Path]:
     }
     for path, files in contents.items():
         if not path.exists():
-            write_tar(path, files)
+            _write_tar(path, files)
     sums = Path(folder) / "SHA256SUMS"
     if not sums.exists():
         with atomic(sums) as partial:
             partial.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in contents))
     return list(contents)
+
+
+def _write_tar(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Writes names and contents below the folder that the archive is named after."""
+    top, gzipped = path.name.split(".")[0], path.suffix == ".gz"
+    with atomic(path) as partial, open(partial, "wb") as file:
+        # Without a time stamp the bytes are the same every time.
+        stream = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if gzipped else file
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for name, content in contents:
+                entry = tarfile.TarInfo(f"{top}/{name}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        stream.close()
 
 
 def make_own(folder: Path) -> Path:

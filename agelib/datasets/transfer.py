@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from agelib.datasets.archives import note_of
+from agelib.datasets.archives import metadata_path
 from agelib.disk import need_space
 from agelib.files import read_json, write_json
 
@@ -20,27 +20,32 @@ _TRIES = 5
 _BLOCK = 1 << 16
 
 
-def download(url: str, target: Path, verify: Callable[[Path], None]) -> None:
+def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
     """Downloads a file; what has arrived lies beside it as `.part`, where the next try goes on.
 
     Args:
         url: Where from.
         target: The file to make or replace.
-        verify: Looks at the whole file before it gets its name; raises OSError if it is wrong.
+        verify: Looks at the whole file before it gets its name; raises ValueError if it is wrong.
+
+    Returns:
+        The target.
 
     Raises:
         AgelibError: If there is no space for it.
-        OSError: If it does not arrive, or is wrong.
+        OSError: If it does not arrive.
+        ValueError: If it is wrong.
     """
     partial = target.with_name(f"{target.name}.part")
     patiently(lambda: _append_rest(url, partial), lambda: _size(partial))
     try:
         verify(partial)
         os.replace(partial, target)
-    except OSError:
+    except (OSError, ValueError):
         _discard(partial)
         raise
     _discard(partial)
+    return target
 
 
 def patiently(ask: Callable[[], Any], reached: Callable[[], int] = lambda: 0) -> Any:
@@ -80,7 +85,7 @@ def _may_pass(error: requests.RequestException) -> bool:
 
 def _append_rest(url: str, partial: Path) -> None:
     """Fetches what is missing of a file, or all of it if the server's is another one by now."""
-    before = read_json(note_of(partial)) if note_of(partial).exists() else None
+    before = read_json(metadata_path(partial)) if metadata_path(partial).exists() else None
     start = _size(partial) if before else 0
     if start and start == before["size"]:
         return
@@ -94,7 +99,7 @@ def _append_rest(url: str, partial: Path) -> None:
         _refuse_page(response)
         if not start or status != 206:
             _discard(partial)
-            write_json(note_of(partial), version)
+            write_json(metadata_path(partial), version)
         need_space(partial.parent, max(0, version["size"] - _size(partial)))
         _receive(response, partial, version["size"])
 
@@ -138,4 +143,4 @@ def _size(path: Path) -> int:
 
 def _discard(partial: Path) -> None:
     partial.unlink(missing_ok=True)
-    note_of(partial).unlink(missing_ok=True)
+    metadata_path(partial).unlink(missing_ok=True)

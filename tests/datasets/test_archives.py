@@ -46,7 +46,7 @@ def test_a_zip_file_with_labels_is_a_data_set_wherever_it_lies(
     images = steps.download("faces", config)
     assert contents(images) == {"labels.csv": LABELS, "a.jpg": b"one"}
     assert read_table("faces", config)["age"].tolist() == [34]
-    assert (config.drive / "archives" / "faces.zip").exists()
+    assert len(list((config.drive / "archives").glob("faces*.zip"))) == 1
 
 
 @pytest.mark.parametrize("top", ["", "faces/", "My faces/", "deeper/faces/"])
@@ -98,7 +98,7 @@ def test_an_empty_mirror_is_named_too(config, tmp_path, monkeypatch):
 )
 def test_what_would_land_outside_is_refused(config, tmp_path, name):
     write_zip(config.raw / "faces.zip", GOOD | {name: b"evil"})
-    with pytest.raises(AgelibError, match=r"is not safe to unpack .*: do not use it"):
+    with pytest.raises(AgelibError, match=r"would lie outside, which is not safe.*: delete it"):
         download.extract("faces", config)
     assert not (config.raw / "faces").exists()
     assert not list(tmp_path.rglob("evil"))
@@ -111,7 +111,7 @@ def test_links_and_devices_are_refused(config, kind):
         entry = zipfile.ZipInfo("faces/link")
         entry.external_attr = (kind | 0o777) << 16
         file.writestr(entry, "/etc")
-    with pytest.raises(AgelibError, match=r"is not safe to unpack .*: do not use it"):
+    with pytest.raises(AgelibError, match=r"would lie outside, which is not safe.*: delete it"):
         download.extract("faces", config)
     assert not (config.raw / "faces").exists()
 
@@ -123,7 +123,7 @@ def test_a_damaged_zip_file_is_named(config, damage):
     broken = content.replace(bytes(range(256)), bytes(256), 1)
     path.write_bytes({"cut": content[:-99], "changed": broken, "no zip file": b"<html>"}[damage])
     for step in (download.fetch, download.extract):
-        with pytest.raises(AgelibError, match=r"faces\.zip .*(damaged|CRC)") as caught:
+        with pytest.raises(AgelibError, match=r"faces\.zip .*damaged") as caught:
             step("faces", config)
         assert "\n" not in str(caught.value)
     assert not (config.raw / "faces").exists()
@@ -131,7 +131,9 @@ def test_a_damaged_zip_file_is_named(config, damage):
 
 def test_a_zip_file_without_labels_is_another_archive(config):
     write_zip(config.raw / "faces.zip", {"faces/a.jpg": b"one"})
-    with pytest.raises(AgelibError, match=r"faces\.zip holds no labels\.csv"):
+    with pytest.raises(
+        AgelibError, match=r"faces\.zip is not .*it holds faces, but no labels\.csv"
+    ):
         steps.download("faces", config)
 
 

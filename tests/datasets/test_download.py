@@ -24,7 +24,6 @@ from agelib.config import Config
 from agelib.datasets import download, transfer
 from agelib.datasets.download import find_sha256
 from agelib.datasets.tables import DATASETS
-from agelib.datasets.unpack import unpack
 from agelib.files import sha256
 
 GOOD = {"UTKFace/1_0_0_1.jpg": b"one" * 400, "UTKFace/2_0_0_2.jpg": b"two" * 400}
@@ -35,9 +34,10 @@ BLOCK = transfer._BLOCK
 NOTHING = [0] * transfer._TRIES
 ARCHIVE, SUMS = ("GET", "/wiki_crop.tar"), ("GET", "/SHA256SUMS")
 KILLED = """
-import os, signal, sys, tarfile
+import os, shutil, signal, sys
 from pathlib import Path
 from agelib.datasets import unpack
+from agelib.datasets.tables import DATASETS
 
 moments = iter(range(int(sys.argv[3])))
 
@@ -48,15 +48,18 @@ def before(function):
         return function(*arguments, **options)
     return killed_in_time
 
-tarfile.TarFile.extract = before(tarfile.TarFile.extract)
+shutil.copyfileobj = before(shutil.copyfileobj)
 Path.rename = before(Path.rename)
-unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+unpack.unpack(Path(sys.argv[1]), DATASETS["utkface"].archive, Path(sys.argv[2]))
 """
-UTKFACE, WIKI_ARCHIVE = DATASETS["utkface"].archive, DATASETS["wiki"].archive
+UTKFACE = DATASETS["utkface"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
-NAMES = """UTKFace.tar (1).gz|utkface.tgz|UTKFace.tar|UTKFace.zip|utkface-new.zip|archive.zip|
-archive (2).zip|Archive(1).zip""".replace("\n", "").split("|")
-KAGGLE_UTKFACE = DATASETS["utkface"].archive
+NAMES = (
+    *("UTKFace.tar (1).gz", "utkface.tgz", "UTKFace.tar", "UTKFace.zip", "utkface-new.zip"),
+    *("archive.zip", "archive (2).zip", "Archive(1).zip", "UTKFace - Copy.zip"),
+    *("UTKFace - Kopie (2).zip", "UTKFace copy 2.zip", "Copy of UTKFace.tar.gz"),
+    *("UTKFace-20240101T000000Z-001.zip", "UTKFace-20240101T000000Z-1-001.zip"),
+)
 
 
 def write_tar(path, contents, *special):
@@ -155,7 +158,6 @@ def mirrors(request, home):
 @pytest.fixture
 def no_mirror(monkeypatch):
     monkeypatch.delenv("AGELIB_MIRROR", raising=False)
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
 
 
 @pytest.fixture
@@ -368,16 +370,23 @@ def home_says(no_mirror, monkeypatch):
 
 
 @pytest.fixture
-def on_kaggle(monkeypatch, tmp_path):
-    """A kagglehub that has UTKFace; gives what it was asked for."""
-    asked, folder = [], tmp_path / "kagglehub" / "datasets" / "jangedoo" / "utkface-new"
-    for name, content in kaggle_layout({"1_0_0_1.jpg": b"one", "2_0_0_2.jpg": b"two"}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    module = SimpleNamespace(dataset_download=lambda name: asked.append(name) or str(folder))
-    monkeypatch.setitem(sys.modules, "kagglehub", module)
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
-    return asked
+def kaggle(monkeypatch, tmp_path):
+    """A Kaggle that has UTKFace, or what a test puts there; gives what it was asked for."""
+    images = kaggle_layout({"1_0_0_1.jpg": b"one", "2_0_0_2.jpg": b"two"})
+    path, asked = write_zip(tmp_path / "kaggle" / "utkface.zip", images), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            answering(path.read_bytes(), "application/zip").do_GET(self)
+
+        def log_message(self, *_):
+            pass
+
+    with serving(Handler) as url:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(download, "_KAGGLE", url)
+        yield SimpleNamespace(path=path, asked=asked)
 
 
 @pytest.mark.usefixtures("no_mirror")
@@ -409,34 +418,55 @@ def test_utkface_from_its_home_is_read_to_its_end(home_says, config, tmp_path):
     assert download.fetch("utkface", config).read_bytes() == whole
 
 
-def test_what_its_home_does_not_give_comes_from_kaggle(home_says, on_kaggle, config, capsys):
+def test_what_its_home_does_not_give_comes_from_kaggle(home_says, kaggle, config, capsys):
     home_says(QUOTA, "text/html; charset=utf-8")
     path = download.fetch("utkface", config)
-    assert on_kaggle == ["jangedoo/utkface-new"]
-    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert kaggle.asked == ["/jangedoo/utkface-new"]
+    assert path.read_bytes() == kaggle.path.read_bytes()
+    assert listing(config.raw) == ["utkface-new.zip", "utkface-new.zip.json"]
     assert contents(download.extract("utkface", config)) == {
         "UTKFace/1_0_0_1.jpg": b"one",
         "UTKFace/2_0_0_2.jpg": b"two",
     }
+    assert download.fetch("utkface", config) == path
+    assert len(kaggle.asked) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "Kaggle" in line]
     assert len(said) == 1
     assert "https://www.kaggle.com/datasets/jangedoo/utkface-new" in said[0]
     assert 'a web page "Google Drive - Quota exceeded" in place of the archive' in said[0]
 
 
-def test_kaggle_is_not_asked_for_what_a_mirror_gives_wrongly(home, config, on_kaggle):
+@pytest.mark.parametrize("cut", [1, 1000], ids=["end", "more"])
+def test_half_a_zip_file_from_kaggle_is_refused(home_says, kaggle, config, cut):
+    home_says(QUOTA, "text/html")
+    kaggle.path.write_bytes(kaggle.path.read_bytes()[:-cut])
+    with pytest.raises(AgelibError, match="from Kaggle: it is damaged: ") as caught:
+        download.fetch("utkface", config)
+    assert_readable(caught)
+    assert listing(config.raw) == []
+
+
+def test_another_layout_from_kaggle_is_named(home_says, kaggle, config):
+    home_says(QUOTA, "text/html")
+    write_zip(kaggle.path, {"train.csv": b""})
+    with pytest.raises(AgelibError, match=r"it holds train\.csv, but no folder UTKFace"):
+        download.fetch("utkface", config)
+    assert listing(config.raw) == []
+
+
+def test_kaggle_is_not_asked_for_what_a_mirror_gives_wrongly(home, config, kaggle):
     write_sums(home, **{"UTKFace.tar.gz": "0" * 64})
     with pytest.raises(AgelibError, match="does not have the SHA256"):
         download.fetch("utkface", config)
-    assert on_kaggle == []
+    assert kaggle.asked == []
 
 
 @pytest.mark.usefixtures("offline")
-def test_kaggle_is_not_asked_for_what_it_does_not_have(config, on_kaggle):
+def test_kaggle_is_not_asked_for_what_it_does_not_have(config, kaggle):
     with pytest.raises(AgelibError, match="name not resolved") as caught:
         download.fetch("wiki", config)
     assert "Kaggle" not in str(caught.value)
-    assert on_kaggle == []
+    assert kaggle.asked == []
 
 
 def test_the_message_names_what_each_place_said_and_every_way_round(home_says, config, monkeypatch):
@@ -459,30 +489,30 @@ def test_the_message_names_what_each_place_said_and_every_way_round(home_says, c
     assert listing(config.raw) == []
 
 
-def test_a_disk_that_fills_up_is_no_reason_to_ask_kaggle(home_says, on_kaggle, config, monkeypatch):
-    def fill(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_disk_that_fills_up_is_no_reason_to_ask_kaggle(home_says, kaggle, config, monkeypatch):
     home_says(b"x" * 999)
-    monkeypatch.setattr(transfer, "_receive", fill)
+    monkeypatch.setattr(transfer, "_receive", full_disk)
     with pytest.raises(AgelibError, match=r"raw has no space left for UTKFace\.tar\.gz: make room"):
         download.fetch("utkface", config)
-    assert on_kaggle == []
+    assert kaggle.asked == []
 
 
-@pytest.mark.usefixtures("offline", "on_kaggle")
-def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(config, monkeypatch):
-    monkeypatch.setattr(download.unpack, "write_tar", full_disk)
+def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(
+    home_says, kaggle, config, monkeypatch
+):
+    home_says(QUOTA, "text/html")
+    monkeypatch.setattr(transfer, "_receive", full_disk)
     with pytest.raises(AgelibError, match=r"raw has no space left for UTKFace\.tar\.gz: make room"):
         download.fetch("utkface", config)
+    assert len(kaggle.asked) == 1
 
 
-def test_no_space_is_noticed_before_utkface_is_written(home_says, on_kaggle, config, monkeypatch):
+def test_no_space_is_noticed_before_utkface_is_written(home_says, kaggle, config, monkeypatch):
     home_says(bytes(2000))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("utkface", config)
-    assert on_kaggle == []
+    assert kaggle.asked == []
 
 
 def test_the_licence_is_shown_when_something_is_fetched(home, config, capsys):
@@ -524,11 +554,11 @@ def test_the_sample_is_never_taken_from_what_the_user_uploaded(tmp_path):
 
 
 @pytest.mark.usefixtures("offline")
-def test_what_was_packed_anew_survives_a_disk_that_fills_up(config, monkeypatch):
+def test_another_packing_survives_a_disk_that_fills_up(config, monkeypatch):
     write_zip(config.raw / "wiki_crop.zip", WIKI)
     download.fetch("wiki", config)
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extract", full_disk)
+        patch.setattr(shutil, "copyfileobj", full_disk)
         with pytest.raises(AgelibError, match="no space left"):
             download.extract("wiki", config)
     download.fetch("wiki", config)
@@ -545,7 +575,7 @@ def test_a_disk_that_fails_is_not_blamed_on_the_archive(config, monkeypatch, kin
         raise OSError(kind, os.strerror(kind))
 
     path = write_tar(config.raw / "wiki_crop.tar", WIKI)
-    monkeypatch.setattr(tarfile.TarFile, "extract", fail)
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
     with pytest.raises(AgelibError, match=r"wiki_crop\.tar") as caught:
         download.extract("wiki", config)
     text = str(caught.value)
@@ -565,7 +595,7 @@ def test_an_archive_put_there_by_hand_is_kept(mirrors, config, monkeypatch, sums
     path = by_hand(mirrors, config)
     if not sums:
         (mirrors / "SHA256SUMS").unlink()
-    monkeypatch.setattr(download, "_fetch_mirror", None)
+    monkeypatch.setattr(download, "_fetch_from_afar", None)
     written = path.stat().st_mtime_ns
     assert download.fetch("wiki", config) == path
     assert path.stat().st_mtime_ns == written
@@ -620,7 +650,7 @@ def test_an_archive_that_was_damaged_and_completed_by_hand_is_kept(home, config,
     with pytest.raises(AgelibError, match="is damaged"):
         download.extract("wiki", config)
     path.write_bytes(content)
-    monkeypatch.setattr(download, "_fetch_mirror", None)
+    monkeypatch.setattr(download, "_fetch_from_afar", None)
     assert download.fetch("wiki", config) == path
     assert contents(download.extract("wiki", config)) == WIKI
 
@@ -975,14 +1005,14 @@ def test_a_web_page_is_no_archive(config):
 )
 def test_an_unsafe_member_is_refused(config, tmp_path, entry):
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
-    assert_refused("utkface", config, "is not safe to unpack .*: do not use it")
+    assert_refused("utkface", config, "would lie outside, which is not safe.*: delete it")
     assert not list(tmp_path.rglob("evil"))
 
 
 def test_links_are_refused_even_inside_the_folder(config):
     link = special("UTKFace/3_0_0_3.jpg", tarfile.SYMTYPE, "2_0_0_2.jpg")
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, link)
-    assert_refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "would lie outside, which is not safe")
 
 
 def test_nothing_is_written_through_a_link(config, tmp_path):
@@ -990,21 +1020,21 @@ def test_nothing_is_written_through_a_link(config, tmp_path):
     outside.mkdir()
     link = special("UTKFace/link", tarfile.SYMTYPE, str(outside))
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, link, special("UTKFace/link/evil"))
-    assert_refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "would lie outside, which is not safe")
     assert listing(outside) == []
 
 
 def test_an_absolute_name_is_refused(config, tmp_path):
     entry = special(str(tmp_path / "evil"))
     write_tar(config.raw / "UTKFace.tar.gz", GOOD, entry)
-    assert_refused("utkface", config, "is not safe to unpack")
+    assert_refused("utkface", config, "would lie outside, which is not safe")
     assert not list(tmp_path.rglob("evil"))
 
 
 @pytest.mark.parametrize("inside", [WIKI, {"UTKFace": b"a file"}], ids=["other", "file"])
 def test_an_archive_of_something_else_is_refused(config, inside):
     write_tar(config.raw / "UTKFace.tar.gz", inside)
-    assert_refused("utkface", config, "holds no folder UTKFace: it is another archive")
+    assert_refused("utkface", config, "but no folder UTKFace")
 
 
 def test_a_new_archive_that_is_damaged_leaves_the_old_folder(config):
@@ -1025,110 +1055,92 @@ def test_extracting_is_whole_or_not_at_all_when_killed(config, moment):
     write_tar(path, new)
     command = [sys.executable, "-c", KILLED, path, folder, str(moment)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    (config.raw / ".UTKFace" / "new" / "UTKFace" / "left").touch()
+    (config.raw / ".UTKFace" / "new" / "left").touch()
     assert contents(folder) == ({} if moment == 5 else old)
     assert contents(download.extract("utkface", config)) == new
     assert not (config.raw / ".UTKFace").exists()
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(config):
     """The two places where an archive may lie."""
-    return [tmp_path / "raw", tmp_path / "drive" / "archives"]
-
-
-@pytest.fixture
-def target(folders):
-    folders[0].mkdir()
-    return folders[0] / UTKFACE.file
+    return [config.raw, config.drive / "archives"]
 
 
 def write_any(path, images, top="UTKFace"):
     """Writes an archive of the kind that its name says."""
-    folder = path.parent / "make" / top
-    folder.mkdir(parents=True)
-    for name, content in images.items():
-        (folder / name).write_bytes(content)
+    inside = {f"{top}/{name}": content for name, content in images.items()}
     if path.suffix.lower() == ".zip":
-        write_zip(path, {f"{top}/{name}": content for name, content in images.items()})
-    else:
-        with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as tar:
-            tar.add(folder, top)
-    shutil.rmtree(path.parent / "make")
+        return write_zip(path, inside)
+    write_tar(path, inside)
+    if path.suffix == ".tgz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
     return path
 
 
-def unpacked(target):
-    folder = target.parent / target.name.split(".")[0]
-    unpack(target, folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("place", "name"), [(1, UTKFACE.file), *((place, name) for place in (0, 1) for name in NAMES)]
 )
-def test_an_archive_is_found_under_the_names_that_people_have(folders, target, place, name, capsys):
-    folders[place].mkdir(parents=True, exist_ok=True)
+def test_an_archive_is_found_under_the_names_that_people_have(folders, config, place, name, capsys):
     path = write_any(folders[place] / name, IMAGES)
     content = path.read_bytes()
-    assert download.take_from_folders(UTKFACE, folders, target, None)
+    assert download.fetch("utkface", config) == config.raw / name
     assert f"UTKFace.tar.gz comes from {path}." in capsys.readouterr().err.splitlines()
-    assert unpacked(target) == IMAGES
-    assert path.read_bytes() == content
+    assert (config.raw / name).read_bytes() == path.read_bytes() == content
+    folder = download.extract("utkface", config)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == IMAGES
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["photos.zip", "utkface.rar", "wiki_crop.tar", "UTKFace", ".zip"])
-def test_other_names_are_left_alone(folders, target, name, capsys):
-    (folders[0] / name).write_bytes(b"other")
-    assert not download.take_from_folders(UTKFACE, folders, target, None)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_folder_is_no_archive_and_no_folder_no_trouble(folders, target):
-    (folders[0] / "archive.zip").mkdir()
-    assert not download.take_from_folders(UTKFACE, folders, target, None)
-
-
-def test_what_is_to_be_replaced_is_no_source(folders, target):
-    write_any(target, IMAGES)
-    assert not download.take_from_folders(UTKFACE, folders, target, None)
-
-
-def test_an_official_archive_is_copied_byte_by_byte(folders, target):
+def test_other_names_are_left_alone(folders, config, name, capsys):
     folders[1].mkdir(parents=True)
-    path = write_any(folders[1] / UTKFACE.file, IMAGES)
-    assert download.take_from_folders(UTKFACE, folders, target, None)
-    assert target.read_bytes() == path.read_bytes()
+    (folders[1] / name).write_bytes(b"other")
+    with pytest.raises(AgelibError, match="could not be fetched"):
+        download.fetch("utkface", config)
+    assert "UTKFace.tar.gz: non-commercial" in capsys.readouterr().err
+    assert listing(config.raw) == []
 
 
-def test_an_official_archive_must_have_the_checksum(folders, capsys):
-    folders[0].mkdir()
-    target = folders[0] / WIKI_ARCHIVE.file
-    path = write_any(folders[0] / "wiki_crop (1).tar", IMAGES, "wiki_crop")
-    assert not download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", "0" * 32))
-    assert f"{path} is not used for wiki_crop.tar: it does not have the MD5 000" in (
+@pytest.mark.usefixtures("offline")
+def test_a_folder_is_no_archive(folders, config):
+    (folders[0] / "archive.zip").mkdir(parents=True)
+    with pytest.raises(AgelibError, match="could not be fetched"):
+        download.fetch("utkface", config)
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_official_archive_must_have_the_checksum(folders, config, monkeypatch, capsys):
+    path = write_any(folders[1] / "wiki_crop (1).tar", IMAGES, "wiki_crop")
+    with pytest.raises(AgelibError, match="could not be fetched"):
+        download.fetch("wiki", config)
+    assert f"{path} is not used for wiki_crop.tar: it does not have the MD5 f536" in (
         capsys.readouterr().err
     )
-    assert not target.exists()
-    digest = hashlib.md5(path.read_bytes()).hexdigest()
-    assert download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", digest))
-    assert target.read_bytes() == path.read_bytes()
+    assert listing(config.raw) == []
+    official(monkeypatch, "wiki", "http://127.0.0.1:9", path)
+    assert download.fetch("wiki", config).read_bytes() == path.read_bytes()
 
 
-def test_another_packing_needs_no_checksum(folders):
-    folders[0].mkdir()
-    target = folders[0] / WIKI_ARCHIVE.file
-    write_any(folders[0] / "wiki_crop.zip", IMAGES, "wiki_crop")
-    assert download.take_from_folders(WIKI_ARCHIVE, folders, target, ("md5", "0" * 32))
-    assert unpacked(target) == IMAGES
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["wiki_crop.zip", "wiki_crop.tar.gz"])
+def test_another_packing_needs_no_checksum(folders, config, name):
+    write_any(folders[0] / name, IMAGES, "wiki_crop")
+    assert download.fetch("wiki", config) == folders[0] / name
+    folder = download.extract("wiki", config)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == IMAGES
 
 
-def test_the_next_one_is_tried_after_one_that_will_not_do(folders, target, capsys):
-    write_zip(folders[0] / "archive.zip", {f"{i}/a": b"" for i in "edcba"})
+@pytest.mark.usefixtures("offline")
+def test_the_next_one_is_tried_after_one_that_will_not_do(folders, config, capsys):
+    cats = write_zip(folders[0] / "archive.zip", {f"{i}/a": b"" for i in "edcba"})
     (folders[0] / "UTKFace.zip").write_bytes(b"half a zip")
+    write_zip(folders[1] / "archive.zip", kaggle_layout(IMAGES))
     good = write_zip(folders[1] / "utkface-new.zip", kaggle_layout(IMAGES))
-    assert download.take_from_folders(UTKFACE, folders, target, None)
-    assert unpacked(target) == IMAGES
+    before = cats.read_bytes()
+    assert download.fetch("utkface", config) == folders[0] / "utkface-new.zip"
+    assert cats.read_bytes() == before  # the user's own, with the name of what lies on Drive
     said = capsys.readouterr().err.splitlines()
     for line in (
         f"{folders[0] / 'UTKFace.zip'} is not used for UTKFace.tar.gz: it is damaged: file could "
@@ -1140,122 +1152,25 @@ def test_the_next_one_is_tried_after_one_that_will_not_do(folders, target, capsy
         assert line in said
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("top", ["cats", "UTKFace"])
 @pytest.mark.parametrize("name", ["UTKFace.tar.gz", "utkface.tgz", "UTKFace.tar", "archive.zip"])
-def test_what_is_damaged_or_another_thing_leaves_nothing_behind(folders, target, name, top, capsys):
-    folders[1].mkdir(parents=True)
+def test_what_is_damaged_or_another_thing_leaves_nothing_behind(folders, config, name, top, capsys):
     images = {"a.jpg": os.urandom(5000), "b.jpg": os.urandom(5000)}
     path = write_any(folders[1] / name, images, top)
     if top == "UTKFace":
         content = bytearray(path.read_bytes())
         path.write_bytes(content[:2000] + bytes(100) + content[2100:7000])
-    assert not download.take_from_folders(UTKFACE, folders, target, None)
+    with pytest.raises(AgelibError, match="could not be fetched"):
+        download.fetch("utkface", config)
     assert f"{path} is not used for UTKFace.tar.gz: it " in capsys.readouterr().err
-    assert list(folders[0].iterdir()) == []
+    assert listing(config.raw) == []
 
 
-def test_the_full_disk_is_not_the_archives_fault(folders, target, monkeypatch):
-    write_zip(folders[0] / "archive.zip", kaggle_layout(IMAGES))
-
-    def fill(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(download.unpack, "write_tar", fill)
-    with pytest.raises(OSError, match="No space left"):
-        download.take_from_folders(UTKFACE, folders, target, None)
-
-
-@pytest.fixture(autouse=True)
-def kaggle_target(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(transfer, "sleep", lambda _: None)
-    return tmp_path / "raw" / KAGGLE_UTKFACE.file
-
-
-@pytest.fixture
-def kagglehub(monkeypatch, tmp_path):
-    """Installs a kagglehub that does what a test says."""
-
-    def install(dataset_download):
-        module = SimpleNamespace(dataset_download=dataset_download)
-        monkeypatch.setitem(sys.modules, "kagglehub", module)
-
-    return install
-
-
-@pytest.fixture
-def without_kagglehub(monkeypatch, kaggle_target):
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
-    kaggle_target.parent.mkdir()
-
-
-def kaggle_unpacked(kaggle_target):
-    folder = kaggle_target.parent / KAGGLE_UTKFACE.folder
-    unpack(kaggle_target, folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_what_kagglehub_has_is_packed_as_the_authors_do(kagglehub, kaggle_target, tmp_path):
-    folder = tmp_path / "versions" / "1"
-    for name, content in kaggle_layout(IMAGES).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    asked = []
-    kagglehub(lambda name: asked.append(name) or str(folder))
-    download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-    assert kaggle_unpacked(kaggle_target) == IMAGES
-    assert asked == ["jangedoo/utkface-new"]
-    assert (folder / "UTKFace").is_dir()
-
-
-def test_what_kagglehub_complains_of_is_one_line(kagglehub, kaggle_target):
-    class NotFoundError(Exception):
-        pass
-
-    def complain(_):
-        raise NotFoundError("404 Client Error.\n\nlong advice")
-
-    kagglehub(complain)
-    with pytest.raises(OSError, match=r"^404 Client Error\.$"):
-        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-    assert not kaggle_target.exists()
-
-
-def test_another_layout_is_named(kagglehub, kaggle_target, tmp_path):
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "train.csv").touch()
-    kagglehub(lambda _: str(tmp_path / "new"))
-    with pytest.raises(ValueError, match=r"it holds train\.csv, but no folder UTKFace"):
-        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-
-
-def test_space_is_looked_for_before_kagglehub_is_asked(kagglehub, kaggle_target, monkeypatch):
-    def ask(_):
-        raise AssertionError("the network was asked")
-
-    kagglehub(ask)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
-    with pytest.raises(AgelibError, match=r"cache needs 0\.8 GB"):
-        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-
-
-@pytest.mark.usefixtures("without_kagglehub")
-def test_without_kagglehub_the_zip_file_is_downloaded(kaggle_target, tmp_path, monkeypatch):
-    content = write_zip(tmp_path / "any.zip", kaggle_layout(IMAGES)).read_bytes()
-    with serving(answering(content, "application/zip")) as url:
-        monkeypatch.setattr(download, "_KAGGLE", url)
-        download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-    assert list(kaggle_target.parent.iterdir()) == [kaggle_target]
-    assert kaggle_unpacked(kaggle_target) == IMAGES
-
-
-@pytest.mark.usefixtures("without_kagglehub")
-@pytest.mark.parametrize("cut", [1, 1000], ids=["end", "more"])
-def test_half_a_zip_file_is_refused(kaggle_target, tmp_path, monkeypatch, cut):
-    content = write_zip(tmp_path / "any.zip", kaggle_layout(IMAGES)).read_bytes()[:-cut]
-    with serving(answering(content, "application/zip")) as url:
-        monkeypatch.setattr(download, "_KAGGLE", url)
-        with pytest.raises(OSError, match="is no zip file, or not all of it"):
-            download.fetch_from_kaggle(KAGGLE_UTKFACE, kaggle_target)
-    assert list(kaggle_target.parent.iterdir()) == []
+@pytest.mark.usefixtures("offline")
+def test_the_full_disk_is_not_the_archives_fault(folders, config, monkeypatch, capsys):
+    write_zip(folders[1] / "archive.zip", kaggle_layout(IMAGES))
+    monkeypatch.setattr(shutil, "copyfile", full_disk)
+    with pytest.raises(AgelibError, match="no space left"):
+        download.fetch("utkface", config)
+    assert "is not used" not in capsys.readouterr().err

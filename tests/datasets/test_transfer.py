@@ -17,7 +17,7 @@ def accept(path):
 
 
 def refuse(path):
-    raise OSError("it is wrong")
+    raise ValueError("it is wrong")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_page_with_an_error_is_an_error(tmp_path):
 def test_a_file_gets_its_name_once_it_is_verified(tmp_path):
     target = tmp_path / "file"
     with serving(answering(b"content")) as url:
-        with pytest.raises(OSError, match="it is wrong"):
+        with pytest.raises(ValueError, match="it is wrong"):
             transfer.download(url, target, refuse)
         assert list(tmp_path.iterdir()) == []
         transfer.download(url, target, accept)
@@ -62,7 +62,7 @@ def test_a_file_gets_its_name_once_it_is_verified(tmp_path):
 def test_a_file_that_was_there_stays_when_another_is_wrong(tmp_path):
     target = tmp_path / "file"
     target.write_bytes(b"old")
-    with serving(answering(b"content")) as url, pytest.raises(OSError, match="it is wrong"):
+    with serving(answering(b"content")) as url, pytest.raises(ValueError, match="it is wrong"):
         transfer.download(url, target, refuse)
     assert target.read_bytes() == b"old"
 

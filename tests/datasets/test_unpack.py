@@ -8,33 +8,22 @@ import pytest
 from conftest import kaggle_layout, write_zip
 
 from agelib import AgelibError, disk
-from agelib.datasets import unpack as repack
-from agelib.datasets.archives import verify
+from agelib.datasets.archives import Archive
 from agelib.datasets.tables import DATASETS, read_utkface
-from agelib.datasets.unpack import unpack
+from agelib.datasets.unpack import unpack, verify
+from agelib.files import sha256
 
 UTKFACE = DATASETS["utkface"].archive
+LABELLED = Archive("faces.zip", "faces")
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
 
 
 @pytest.fixture
 def target(tmp_path):
-    return tmp_path / "raw" / UTKFACE.file
+    return tmp_path / "raw" / UTKFACE.folder
 
 
-@pytest.fixture
-def sample_images(sample_config):
-    return {path.name: path.read_bytes() for path in (sample_config.raw / "UTKFace").iterdir()}
-
-
-def write_tree(folder, contents):
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def write_plain_tar(path, contents):
+def write_tar(path, contents):
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
         for name, content in contents.items():
             entry = tarfile.TarInfo(name)
@@ -43,27 +32,33 @@ def write_plain_tar(path, contents):
     return path
 
 
-def packed(target):
-    with tarfile.open(target) as tar:
-        return {entry.name: tar.extractfile(entry).read() for entry in tar}
+def contents(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def refused(source, target, sentence):
+    """Makes sure that neither looking nor unpacking takes an archive, or leaves anything."""
+    for attempt in (
+        lambda: verify(source, UTKFACE, None),
+        lambda: unpack(source, UTKFACE, target),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            attempt()
+    assert not target.exists()
+    assert not target.with_name(f".{target.name}").exists()
 
 
 @pytest.mark.parametrize(
-    ("write", "name"),
-    [
-        (write_zip, "archive.zip"),
-        (write_tree, "folder"),
-        (write_plain_tar, "a.tar"),
-        (write_plain_tar, "a.tar.gz"),
-    ],
+    ("write", "name"), [(write_zip, "archive.zip"), (write_tar, "a.tar"), (write_tar, "a.tar.gz")]
 )
-def test_kaggles_layout_becomes_the_authors(tmp_path, target, sample_images, write, name):
-    source = write(tmp_path / name, kaggle_layout(sample_images))
-    repack.pack(source, UTKFACE, target)
-    assert packed(target) == {f"UTKFace/{name}": data for name, data in sample_images.items()}
-    verify(target, None)
-    unpack(target, target.parent / "UTKFace")
-    assert read_utkface(target.parent / "UTKFace")["reject"].eq("").any()
+def test_kaggles_layout_gives_the_images_once(tmp_path, target, sample_config, write, name):
+    images = {path.name: path.read_bytes() for path in (sample_config.raw / "UTKFace").iterdir()}
+    source = write(tmp_path / name, kaggle_layout(images))
+    verify(source, UTKFACE, None)
+    unpack(source, UTKFACE, target)
+    assert contents(target) == images
+    assert read_utkface(target)["reject"].eq("").any()
 
 
 @pytest.mark.real
@@ -76,98 +71,65 @@ def test_the_real_images_come_through_kaggles_layout(mirror, tmp_path, target):
         for entry in tar:
             if entry.isreg():
                 content = tar.extractfile(entry).read()
-                digests[entry.name] = hashlib.sha256(content).digest()
+                digests[entry.name] = hashlib.sha256(content).hexdigest()
                 file.writestr(f"utkface_aligned_cropped/{entry.name}", b"copy")
                 file.writestr(entry.name.replace("UTKFace", "crop_part1"), b"copy")
                 file.writestr(entry.name, content)
-    repack.pack(tmp_path / "archive.zip", UTKFACE, target)
+    unpack(tmp_path / "archive.zip", UTKFACE, target)
     assert len(digests) > 10_000
-    with tarfile.open(target) as tar:
-        assert digests == {
-            entry.name: hashlib.sha256(tar.extractfile(entry).read()).digest() for entry in tar
-        }
-
-
-def test_equal_packings_give_equal_bytes(tmp_path, target):
-    first = write_tree(tmp_path / "first", kaggle_layout(IMAGES))
-    second = write_tree(tmp_path / "second", dict(reversed(kaggle_layout(IMAGES).items())))
-    repack.pack(first, UTKFACE, target)
-    content = target.read_bytes()
-    repack.pack(second, UTKFACE, target)
-    assert target.read_bytes() == content
+    assert digests == {f"UTKFace/{path.name}": sha256(path) for path in target.iterdir()}
 
 
 @pytest.mark.parametrize(
-    "contents",
+    "inside",
     [
         {"data/utkface/a.jpg": b"a", "__MACOSX/data/utkface/._a.jpg": b"x", "UTKFace": b"file"},
-        {"UTKFace/a.jpg": b"a", "UTKFace/.DS_Store": b"x", "UTKFace/../b.jpg": b"b"},
-        {"UTKFace\\a.jpg": b"a"},
+        {"UTKFace/a.jpg": b"a", "UTKFace/.DS_Store": b"x", "UTKFaces/b.jpg": b"b"},
+        {"UTKFace\\a.jpg": b"a", "UTKFace\\": b""},
+        {"./UTKFace/a.jpg": b"a", "b.jpg": b"b"},
     ],
-    ids=["deep", "hidden", "backslash"],
+    ids=["deep", "hidden", "backslash", "dot"],
 )
-def test_only_visible_files_of_the_folder_are_taken(tmp_path, target, contents):
-    repack.pack(write_zip(tmp_path / "a.zip", contents), UTKFACE, target)
-    assert packed(target) == {"UTKFace/a.jpg": b"a"}
+def test_only_visible_files_of_the_folder_are_taken(tmp_path, target, inside):
+    unpack(write_zip(tmp_path / "a.zip", inside), UTKFACE, target)
+    assert contents(target) == {"a.jpg": b"a"}
 
 
 def test_subfolders_are_kept(tmp_path):
-    target = tmp_path / "wiki_crop.tar"
     source = write_zip(
         tmp_path / "a.zip", {"x/wiki_crop/00/a.jpg": b"a", "x/wiki_crop/w.mat": b"w"}
     )
-    repack.pack(source, DATASETS["wiki"].archive, target)
-    assert packed(target) == {"wiki_crop/00/a.jpg": b"a", "wiki_crop/w.mat": b"w"}
-    assert target.read_bytes()[257:262] == b"ustar"
+    unpack(source, DATASETS["wiki"].archive, tmp_path / "wiki")
+    assert contents(tmp_path / "wiki") == {"00/a.jpg": b"a", "w.mat": b"w"}
 
 
 @pytest.mark.parametrize(
-    ("contents", "holds"),
+    ("inside", "holds"),
     [
         ({}, "nothing"),
         ({"UTKFace": b"a file"}, "UTKFace"),
         ({"b/a": b"", "C/a": b"", "a/a": b"", "d": b"", "e": b""}, "a, b, C and 2 more"),
     ],
 )
-def test_another_archive_is_refused(tmp_path, target, contents, holds):
-    source = write_zip(tmp_path / "a.zip", contents)
-    for look in (lambda: repack.pack(source, UTKFACE, target), lambda: has_layout(source)):
-        with pytest.raises(ValueError, match=f"^it holds {holds}, but no folder UTKFace$"):
-            look()
-    assert not target.exists()
+def test_another_archive_is_refused(tmp_path, target, inside, holds):
+    source = write_zip(tmp_path / "a.zip", inside)
+    refused(source, target, f"^it holds {holds}, but no folder UTKFace$")
+    with pytest.raises(ValueError, match=rf"^it holds {holds}, but no labels\.csv$"):
+        verify(source, LABELLED, None)
 
 
-def has_layout(source):
-    return repack.has_layout(source, UTKFACE)
-
-
-def test_the_authors_layout_is_told_from_others(tmp_path):
-    good = {"UTKFace/a.jpg": b"a"}
-    assert has_layout(write_plain_tar(tmp_path / "a.tar", good))
-    assert not has_layout(write_plain_tar(tmp_path / "b.tar", {"data/UTKFace/a.jpg": b"a"}))
-    cut = write_plain_tar(tmp_path / "c.tar.gz", good)
-    cut.write_bytes(cut.read_bytes()[:-9])
-    with pytest.raises(OSError, match=r"^it is damaged: "):
-        has_layout(cut)
-
-
-def test_damage_after_the_last_image_is_noticed_before_anything_is_written(tmp_path, target):
-    source = write_plain_tar(tmp_path / "a.tar.gz", {"UTKFace/a.jpg": b"a" * 5000})
+def test_damage_after_the_last_image_is_noticed(tmp_path, target):
+    source = write_tar(tmp_path / "a.tar.gz", {"UTKFace/a.jpg": b"a" * 5000})
     content = bytearray(source.read_bytes())
     content[-8] ^= 1  # in gzip's checksum
     source.write_bytes(content)
-    with pytest.raises(OSError, match=r"^it is damaged: CRC check failed"):
-        repack.pack(source, UTKFACE, target)
-    assert list(target.parent.iterdir()) == []
+    refused(source, target, r"^it is damaged: CRC check failed")
 
 
 def test_a_damaged_zip_file_is_refused(tmp_path, target):
     source = write_zip(tmp_path / "a.zip", kaggle_layout(IMAGES))
-    content = source.read_bytes()
-    source.write_bytes(content.replace(b"twotwo", b"twotw0"))
-    with pytest.raises(OSError, match=r"^it cannot be read: Bad CRC-32"):
-        repack.pack(source, UTKFACE, target)
-    assert list(target.parent.iterdir()) == []
+    source.write_bytes(source.read_bytes().replace(b"twotwo", b"twotw0"))
+    refused(source, target, r"^it is damaged: Bad CRC-32")
 
 
 def test_a_zip_file_with_a_password_is_refused(tmp_path, target):
@@ -176,13 +138,20 @@ def test_a_zip_file_with_a_password_is_refused(tmp_path, target):
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(mark) + offset] |= 1
     source.write_bytes(content)
-    with pytest.raises(OSError, match=r"^it cannot be read: .* password required"):
-        repack.pack(source, UTKFACE, target)
+    refused(source, target, r"^it cannot be read: .* password required")
 
 
-def test_no_space_is_noticed_before_packing(tmp_path, target, monkeypatch):
+def test_a_file_must_have_its_checksum(tmp_path):
+    source = tmp_path / "a.zip"
+    source.write_bytes(b"content")
+    verify(source, UTKFACE, ("md5", hashlib.md5(b"content").hexdigest()))
+    with pytest.raises(ValueError, match=r"^it does not have the SHA256 00$"):
+        verify(source, UTKFACE, ("sha256", "00"))
+
+
+def test_no_space_is_noticed_before_anything_is_written(tmp_path, target, monkeypatch):
     source = write_zip(tmp_path / "a.zip", kaggle_layout(IMAGES))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
     with pytest.raises(AgelibError, match="are free: make room"):
-        repack.pack(source, UTKFACE, target)
+        unpack(source, UTKFACE, target)
     assert list(target.parent.iterdir()) == []
