@@ -1,7 +1,6 @@
 """A folder of images, and a CSV file that says who is on them: your own photos, for example."""
 
 import io
-import os
 import posixpath
 import re
 import shutil
@@ -15,7 +14,7 @@ import pandas as pd
 from agelib import AgelibError, first_line
 from agelib.datasets.archives import LABELS, metadata_path
 from agelib.disk import explained, patient, reading
-from agelib.files import IMAGE_SUFFIXES
+from agelib.files import IMAGE_SUFFIXES, find_files
 from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
 
 _NEEDED = ("path", "age", "gender")
@@ -165,7 +164,7 @@ def copy_own(source: Path, target: Path) -> None:
     """
     copy = patient(shutil.copy2)
     with explained(f"{source} could not be copied to {target}", source, target):
-        there = {path.relative_to(source): path for path in _files_below(source)}
+        there = {path.relative_to(source): path for path in patient(find_files)(source)}
         target.mkdir(parents=True, exist_ok=True)
         for name, path in there.items():
             here, status = target / name, path.stat()
@@ -173,26 +172,9 @@ def copy_own(source: Path, target: Path) -> None:
             if not same or here.stat().st_mtime != status.st_mtime:
                 here.parent.mkdir(parents=True, exist_ok=True)
                 copy(path, here)
-        for path in _files_below(target):
+        for path in find_files(target):
             if path.relative_to(target) not in there:
                 path.unlink()
-
-
-@patient
-def _files_below(folder: Path) -> list[Path]:
-    """Returns all files at any depth, but for hidden folders.
-
-    `rglob` would take a folder that cannot be read for an empty one.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    paths = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [Path(place, name) for name in names]
-    return [path for path in sorted(paths) if path.is_file()]
 
 
 def _is_file(path: Path) -> bool:
@@ -210,13 +192,9 @@ def _composed(text: str) -> str:
 def _images_in(folder: Path) -> dict[str, str]:
     """Returns composed path -> path, relative to the folder, of each image that is not hidden."""
     with reading(folder):
-        names = (
-            path.relative_to(folder)
-            for path in _files_below(folder)
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        paths = [p.as_posix() for p in names if not any(part[0] == "." for part in p.parts)]
-    return {_composed(path): path for path in paths}
+        paths = patient(find_files)(folder, IMAGE_SUFFIXES)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return {_composed(name): name for name in names}
 
 
 def _read_labels(path: Path) -> pd.DataFrame:

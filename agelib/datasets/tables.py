@@ -21,6 +21,7 @@ from agelib.config import Config
 from agelib.datasets.archives import LABELS, Archive
 from agelib.datasets.own_photos import read_labelled
 from agelib.disk import on_google
+from agelib.files import find_files
 from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, age_branch
 
 MIN_FACE_SCORE = 1.0
@@ -193,7 +194,7 @@ def read_utkface(folder: Path) -> pd.DataFrame:
         AgelibError: If the folder does not exist or holds no file.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    paths = find_files(folder) if folder.is_dir() else []
     if not paths:
         raise AgelibError(f"{folder} holds no images: download and extract UTKFace first.")
     labels = [_UTKFACE_NAME.fullmatch(path.name) for path in paths]

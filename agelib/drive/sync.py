@@ -17,7 +17,7 @@ from agelib import AgelibError
 from agelib.config import on_colab
 from agelib.disk import explained, patient, reading
 from agelib.drive.mounting import check_mounted
-from agelib.files import atomic, remove_partials, sha256
+from agelib.files import atomic, find_files, remove_partials, sha256
 
 _SUMS = "SHA256SUMS"
 
@@ -50,13 +50,12 @@ def push(
     check_mounted(remote)
     if not local.exists():
         raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
-    if local.is_dir():
-        target = remote
-        paths = _visible_files(local) if only is None else only
-        files = {path.relative_to(local).as_posix(): path for path in paths}
-    else:
-        target, files = remote.parent, {remote.name: local}
     with explained(f"{local} could not be read", local):
+        if local.is_dir():
+            target, paths = remote, find_files(local) if only is None else only
+            files = {path.relative_to(local).as_posix(): path for path in paths}
+        else:
+            target, files = remote.parent, {remote.name: local}
         digests = {name: sha256(path) for name, path in files.items()}
     failed = f"{local} could not be copied to {remote}"
     with explained(failed, local, target):
@@ -186,15 +185,6 @@ def _need_space(folder: Path, size: int) -> None:
 
 def _bar(items: list, text: str) -> tqdm:
     return tqdm(items, desc=text, unit=" files", disable=len(items) < 10)
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path
-        for path in paths
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
 
 
 @patient
