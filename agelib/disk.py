@@ -6,9 +6,10 @@ a dead connection as one of a socket.
 
 import errno
 import functools
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +19,10 @@ from agelib.config import on_colab
 
 MOUNT_POINT = "/content/drive"
 
-# What a dead connection looks like: only mounting again mends it.
-LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESTALE, errno.ENODEV}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESTALE, errno.ENODEV}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _PASSING = {errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.EBUSY}
-_PAUSES = (2, 10)  # seconds
 
 _LIMITS = (
     "Google limits how much may be read and written in a while, and copes badly with folders of "
@@ -33,111 +32,133 @@ _LIMITS = (
 Work = TypeVar("Work", bound=Callable)
 
 
+def is_full(error: Exception) -> bool:
+    """Tells whether an error says that a disk, or somebody's share of it, is full."""
+    return getattr(error, "errno", None) in _FULL
+
+
+def is_lost(error: Exception) -> bool:
+    """Tells whether a connection is dead: only mounting again mends it."""
+    return getattr(error, "errno", None) in _LOST
+
+
+def may_pass(error: Exception) -> bool:
+    """Tells whether an error may pass by itself."""
+    return getattr(error, "errno", None) in _PASSING
+
+
 def on_google(path: Path) -> bool:
     """Tells whether a path lies on the Google Drive of a Colab machine."""
     return on_colab() and path.is_relative_to(MOUNT_POINT)
 
 
-def patient(work: Work) -> Work:
-    """Makes a function try again, after a pause, where an error may pass by itself."""
+def retrying(
+    work: Work,
+    may_pass: Callable[[Exception], bool] = may_pass,
+    pauses: Sequence[float] = (2, 10),
+    progress: Callable[[], int] = lambda: 0,
+) -> Work:
+    """Makes a function try again, after a pause, where an error may pass.
+
+    Args:
+        work: The function.
+        may_pass: Whether an OSError of it may.
+        pauses: Seconds before each new try.
+        progress: How far the work has got; a try that got further is followed by the next at once,
+            and all pauses are allowed again.
+    """
 
     @functools.wraps(work)
     def trying(*arguments, **options):
-        for pause in _PAUSES:
+        reached, left = progress(), iter(pauses)
+        while True:
             try:
                 return work(*arguments, **options)
             except OSError as error:
-                if error.errno not in _PASSING:
+                if not may_pass(error):
                     raise
+                if progress() > reached:
+                    reached, left, pause = progress(), iter(pauses), 0
+                elif (pause := next(left, None)) is None:
+                    raise
+            if pause:
                 time.sleep(pause)
-        return work(*arguments, **options)
 
     return trying
 
 
-@contextmanager
-def explained(failed: str, *places: Path, to_go: int = 0) -> Iterator[None]:
-    """Turns what the system says of a disk into a sentence that says what to do.
+def explain(error: OSError, failed: str, *places: Path, size: int = 0) -> AgelibError:
+    """Returns the sentence for an error of the system.
 
     Args:
+        error: What the system says.
         failed: What did not work, as the sentence begins.
         places: What is read and written; the last is the one that may be full.
-        to_go: Bytes that are still to be written, if that is known.
-
-    Raises:
-        AgelibError: If the system raises an error.
+        size: Bytes that are still to be written, if that is known.
     """
+    reason = error.strerror or first_line(error)
+    return AgelibError(
+        f"{failed} ({reason}): {advice(error, *places, size=size)}, then run this again; "
+        "what is done already is kept."
+    )
+
+
+@contextmanager
+def explained(failed: str, *places: Path, size: int = 0) -> Iterator[None]:
+    """Raises what `explain` returns in place of an error of the system."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise AgelibError(
-            f"{failed} ({reason}): {advice(error, *places, to_go=to_go)}, then run this again; "
-            "what was copied before is safe."
-        ) from error
+        raise explain(error, failed, *places, size=size) from error
 
 
 def reading(place: Path) -> AbstractContextManager[None]:
-    """Explains what goes wrong while something on Drive is merely looked at."""
+    """Explains what goes wrong while something is only read."""
     return explained(f"{place} could not be read", place)
 
 
-def advice(error: OSError, *places: Path, to_go: int = 0) -> str:
-    """Returns what to do about an error of the system; the rest as for `explained`."""
-    google = any(map(on_google, places))
-    if error.errno in _FULL:
-        return _room(places[-1], to_go)
-    if error.errno in LOST:
-        if google:
-            return "the connection to Drive broke: run the cell with drive.mount(config) again"
-        return f"the connection to {places[-1]} broke: restore it"
-    if error.errno in _FORBIDDEN:
-        whose = "this Google account may" if google else "you may"
-        return f"make sure that {whose} read and write there"
-    if error.errno in _PASSING:
-        return _LIMITS if google else "see whether the disk or its connection is at fault"
-    return "make sure that the folder can be used and that there is space"
-
-
-def _room(folder: Path, to_go: int) -> str:
-    """Says how to make room; Drive on Colab keeps on the machine's disk what it has yet to send."""
-    needed = f"{to_go / 1e6:,.1f} MB are to be copied, " if to_go else ""
-    free = f"{needed}{_free(folder) / 1e6:,.1f} MB are free: make room"
-    if on_google(folder):
-        return f"{free} on Drive (its trash counts: empty it) and on this machine's disk"
-    return f"{free} there, or name another folder (AGELIB_DATA, and AGELIB_DRIVE for Drive)"
-
-
-def _free(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
-
-
 def need_space(folder: Path, size: int) -> None:
-    """Makes sure that `size` bytes fit into a folder before work starts.
+    """Makes a folder, and sure that `size` bytes fit into it before work starts.
 
     Raises:
         AgelibError: If they do not.
     """
+    with explained(f"{folder} cannot be written", folder, size=size):
+        _check_space(folder, size)
+
+
+@retrying
+def _check_space(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise AgelibError(
-            f"{folder} needs {size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: "
-            "make room, or name another folder: --data or AGELIB_DATA, and AGELIB_DRIVE for Drive."
-        )
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def is_full(error: Exception) -> bool:
-    """Tells whether an error says that a disk, or somebody's share of it, is full."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+def advice(error: OSError, *places: Path, size: int = 0) -> str:
+    """Returns what to do about an error of the system; the rest as for `explain`."""
+    google = any(map(on_google, places))
+    if is_full(error):
+        return _make_room(places[-1], size)
+    if is_lost(error):
+        if google:
+            return "the connection to Drive broke: run the cell with drive.mount(config) again"
+        return f"the connection to {places[-1]} broke: restore it"
+    if error.errno in _REFUSED:
+        whose = "this Google account may" if google else "you may"
+        return f"make sure that {whose} read and write there"
+    if may_pass(error):
+        return _LIMITS if google else "see whether the disk or its connection is at fault"
+    return "make sure that the folder can be used and that there is space"
 
 
-def no_space(folder: Path, what: str) -> AgelibError:
-    """Returns the error for a disk that fills up in spite of `need_space`."""
-    return AgelibError(
-        f"{folder} has no space left for {what}: make room, or name another folder (--data or "
-        "AGELIB_DATA), and run this again."
-    )
+def _make_room(folder: Path, size: int) -> str:
+    """Says how to make room; Drive on Colab keeps on the machine's disk what it has yet to send."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        free = 0
+    needed = f"{size / 1e6:,.1f} MB are needed, " if size else ""
+    room = f"{needed}{free / 1e6:,.1f} MB are free: make room"
+    if on_google(folder):
+        return f"{room} on Drive (its trash counts: empty it) and on this machine's disk"
+    return f"{room} there, or name another folder (AGELIB_DATA, and AGELIB_DRIVE for Drive)"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from agelib import AgelibError, disk
-from agelib.disk import explained, patient, reading
+from agelib.disk import explained, reading, retrying
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def failing(number, times):
     """Returns a function that fails so many times with an error of the system, and its calls."""
     calls = []
 
-    @patient
+    @retrying
     def work(value):
         calls.append(value)
         if len(calls) <= times:
@@ -81,7 +81,7 @@ def test_the_advice_suits_the_error_and_the_place(colab, tmp_path, number, googl
         assert said.startswith(f"X failed ({os.strerror(number)}): ")
         assert expected in said
         assert ("Drive broke" in said) == (place != tmp_path and "mount(" in expected)
-        assert said.endswith(", then run this again; what was copied before is safe.")
+        assert said.endswith(", then run this again; what is done already is kept.")
 
 
 def test_off_colab_no_place_is_on_google_drive(colab, monkeypatch):
@@ -92,8 +92,8 @@ def test_off_colab_no_place_is_on_google_drive(colab, monkeypatch):
 
 
 def test_the_folder_that_is_written_is_the_one_that_is_full(colab, tmp_path):
-    said = sentence(errno.ENOSPC, colab.point, tmp_path, to_go=1_234_500_000)
-    assert "1,234.5 MB are to be copied, " in said
+    said = sentence(errno.ENOSPC, colab.point, tmp_path, size=1_234_500_000)
+    assert "1,234.5 MB are needed, " in said
     assert "make room there" in said
     assert "trash" in sentence(errno.ENOSPC, tmp_path, colab.point)
 
@@ -119,7 +119,9 @@ def test_reading_names_the_place(tmp_path):
 
 def test_need_space_names_both_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
-    with pytest.raises(AgelibError, match=r"7\.0 GB, but only 2\.5 GB are free: make room"):
+    with pytest.raises(
+        AgelibError, match=r"7,000\.0 MB are needed, 2,500\.0 MB are free: make room"
+    ):
         disk.need_space(tmp_path, 7_000_000_000)
 
 
@@ -143,3 +145,17 @@ def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
 )
 def test_a_full_disk_is_told_from_other_troubles(error, full):
     assert disk.is_full(error) == full
+
+
+def test_work_that_gets_further_is_tried_again_at_once(pauses):
+    done = []
+
+    def work():
+        if len(done) < 6:
+            if len(done) % 2 == 0 or pauses[-1:] == [7]:
+                done.append("a part")
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    retrying(work, pauses=(1, 7), progress=lambda: len(done))()
+    assert len(done) == 6
+    assert set(pauses) == {1, 7}

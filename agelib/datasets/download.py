@@ -9,15 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import requests
-
 from agelib import AgelibError, files
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
 from agelib.datasets.tables import DATASETS, DataSet, find
 from agelib.datasets.unpack import Checksum
-from agelib.disk import is_full, need_space, no_space
+from agelib.disk import explain, is_full, need_space
 from agelib.files import atomic
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
@@ -65,7 +63,7 @@ def fetch(name: str, config: Config) -> Path:
         path = path or _fetch_from_afar(archive, config.raw / archive.file, mirror, check)
     except (OSError, ValueError) as error:
         if is_full(error):
-            raise no_space(config.raw, archive.file) from error
+            raise explain(error, f"{archive.file} could not be stored", config.raw) from error
         raise AgelibError(
             f"{archive.file}{lacking} could not be fetched from {mirror or _home(archive)} "
             f"({transfer.reason(error)}): {_ways_round(found, config)}"
@@ -236,9 +234,7 @@ def _kaggle_page(archive: Archive) -> str:
 
 def _holds(mirror: str, file: str) -> bool:
     if "://" in mirror:
-        url = f"{mirror}/{file}"
-        answer = transfer.patiently(lambda: requests.head(url, allow_redirects=True, timeout=30))
-        return answer.status_code != requests.codes.not_found
+        return transfer.holds(f"{mirror}/{file}")
     if not Path(mirror).is_dir():
         raise FileNotFoundError(f"{mirror} does not exist")
     return (Path(mirror) / file).exists()
@@ -249,16 +245,8 @@ def _checksum(archive: Archive, mirror: str | None) -> Checksum:
     if mirror is None:
         return archive.md5 and ("md5", archive.md5)
     if "://" in mirror:
-        text = transfer.patiently(lambda: _read_sums(f"{mirror}/SHA256SUMS"))
+        text = transfer.read_text(f"{mirror}/SHA256SUMS")
     else:
         path = Path(mirror) / "SHA256SUMS"
         text = path.read_text() if path.exists() else ""
     return find_sha256(archive.file, text)
-
-
-def _read_sums(url: str) -> str:
-    response = requests.get(url, timeout=30)
-    if response.status_code == requests.codes.not_found:
-        return ""
-    response.raise_for_status()
-    return response.text

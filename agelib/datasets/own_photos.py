@@ -13,7 +13,7 @@ import pandas as pd
 
 from agelib import AgelibError, first_line
 from agelib.datasets.archives import LABELS, metadata_path
-from agelib.disk import explained, patient, reading
+from agelib.disk import explained, reading, retrying
 from agelib.files import IMAGE_SUFFIXES, find_files
 from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
 
@@ -162,9 +162,9 @@ def copy_own(source: Path, target: Path) -> None:
     Raises:
         AgelibError: If the folder cannot be read, or there is no space.
     """
-    copy = patient(shutil.copy2)
+    copy = retrying(shutil.copy2)
     with explained(f"{source} could not be copied to {target}", source, target):
-        there = {path.relative_to(source): path for path in patient(find_files)(source)}
+        there = {path.relative_to(source): path for path in retrying(find_files)(source)}
         target.mkdir(parents=True, exist_ok=True)
         for name, path in there.items():
             here, status = target / name, path.stat()
@@ -192,7 +192,7 @@ def _composed(text: str) -> str:
 def _images_in(folder: Path) -> dict[str, str]:
     """Returns composed path -> path, relative to the folder, of each image that is not hidden."""
     with reading(folder):
-        paths = patient(find_files)(folder, IMAGE_SUFFIXES)
+        paths = retrying(find_files)(folder, IMAGE_SUFFIXES)
     names = [path.relative_to(folder).as_posix() for path in paths]
     return {_composed(name): name for name in names}
 

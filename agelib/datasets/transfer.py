@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,10 +12,10 @@ import requests
 from tqdm import tqdm
 
 from agelib.datasets.archives import metadata_path
-from agelib.disk import need_space
+from agelib.disk import need_space, retrying
 from agelib.files import read_json, write_json
 
-_TRIES = 5
+_PAUSES = (1, 2, 4, 8)  # seconds, while nothing more arrives
 _BLOCK = 1 << 16
 
 
@@ -37,7 +36,7 @@ def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
         ValueError: If it is wrong.
     """
     partial = target.with_name(f"{target.name}.part")
-    patiently(lambda: _append_rest(url, partial), lambda: _size(partial))
+    retrying(_append_rest, _may_pass, _PAUSES, lambda: _size(partial))(url, partial)
     try:
         verify(partial)
         os.replace(partial, target)
@@ -48,23 +47,23 @@ def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
     return target
 
 
-def patiently(ask: Callable[[], Any], reached: Callable[[], int] = lambda: 0) -> Any:
-    """Asks again after each failure that may pass, until a few in a row have got no further.
+def holds(url: str) -> bool:
+    """Tells whether a server has something at an address."""
+    ask = retrying(requests.head, _may_pass, _PAUSES)
+    return ask(url, allow_redirects=True, timeout=30).status_code != requests.codes.not_found
 
-    Raises:
-        OSError: The last failure.
-    """
-    most, failures = reached(), 0
-    while True:
-        try:
-            return ask()
-        except requests.RequestException as error:
-            failures = 0 if reached() > most else failures + 1
-            if failures == _TRIES or not _may_pass(error):
-                raise
-            most = max(most, reached())
-        if failures:
-            sleep(2 ** (failures - 1))
+
+def read_text(url: str) -> str:
+    """Returns what a server has at an address, "" if nothing."""
+    return retrying(_read_text, _may_pass, _PAUSES)(url)
+
+
+def _read_text(url: str) -> str:
+    response = requests.get(url, timeout=30)
+    if response.status_code == requests.codes.not_found:
+        return ""
+    response.raise_for_status()
+    return response.text
 
 
 def reason(error: Exception) -> str:
@@ -76,7 +75,9 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def _may_pass(error: requests.RequestException) -> bool:
+def _may_pass(error: Exception) -> bool:
+    if not isinstance(error, requests.RequestException):
+        return False
     if error.response is None:
         return not isinstance(error, ValueError)  # an address that makes no sense
     status = error.response.status_code

@@ -21,7 +21,7 @@ from agelib.datasets.archives import (
     read_metadata,
     write_metadata,
 )
-from agelib.disk import is_full, need_space, no_space
+from agelib.disk import explained, need_space
 from agelib.files import hash_file, is_hidden, read_json, write_json
 
 # Algorithm and hexadecimal digest of a file for which they are known.
@@ -77,18 +77,12 @@ def unpack_once(source: Path, archive: Archive, target: Path) -> Path:
     if target.is_dir() and unpacked.exists() and read_json(unpacked) == origin:
         return target
     try:
-        unpack(source, archive, target)
+        with explained(f"{source} could not be unpacked", source, target.parent):
+            unpack(source, archive, target)
     except ValueError as error:
         metadata_path(source).unlink()  # whoever mends the archive wants it verified anew
         raise AgelibError(
             f"{source} cannot be unpacked ({error}): delete it and run the download step again."
-        ) from error
-    except OSError as error:
-        if is_full(error):
-            raise no_space(target.parent, f"what {source.name} holds") from error
-        raise AgelibError(
-            f"{source} cannot be unpacked ({error}): make sure that {target.parent} can be read "
-            "and written, and run the download step again."
         ) from error
     write_json(unpacked, origin)
     return target

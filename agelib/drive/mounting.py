@@ -96,7 +96,7 @@ def _mount_google(folder: Path) -> None:
             raise ValueError("Mountpoint must not already contain files")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno not in disk.LOST:
+        if not disk.is_lost(error):
             raise
         # Drive passes for mounted as long as its folder can be seen, alive or not.
         drive.mount(disk.MOUNT_POINT, force_remount=True)
@@ -112,7 +112,7 @@ def _reason(error: Exception) -> str:
 def _advice(error: Exception) -> str:
     point = Path(disk.MOUNT_POINT)
     said = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, OSError) and error.errno in disk.LOST:
+    if disk.is_lost(error):
         return f"the connection broke, and mounting again did not mend it: {_RESTART}"
     if isinstance(error, OSError):
         return f"{disk.advice(error, point)}, then run this cell again"

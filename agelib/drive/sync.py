@@ -4,10 +4,10 @@ On Colab, Drive is a folder once it is mounted; elsewhere any folder stands for 
 there holds a `SHA256SUMS` file (as `sha256sum -c` reads it) that names what has arrived whole.
 """
 
-import errno
-import os
+import functools
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,16 +15,15 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import on_colab
-from agelib.disk import explained, patient, reading
+from agelib.disk import explained, need_space, reading, retrying
 from agelib.drive.mounting import check_mounted
 from agelib.files import atomic, find_files, remove_partials, sha256
 
 _SUMS = "SHA256SUMS"
+_CLOCK_TICK = 0.1  # seconds, at most, between two times that a local file system tells apart
 
 # File name -> SHA-256 of what has arrived; while a file is being replaced, of both contents.
 Sums = dict[str, set[str]]
-
-_sha256 = patient(sha256)
 
 
 def push(
@@ -32,8 +31,8 @@ def push(
 ) -> list[str]:
     """Copies a file or a folder to Drive, leaving out what is there already.
 
-    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; so is
-    an equal file that the user uploaded, which is not copied.
+    Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; an
+    equal file that the user uploaded is noted and not copied.
 
     Args:
         local: What to copy; hidden files stay behind.
@@ -42,7 +41,7 @@ def push(
         verify: Whether to read what is there already too, in place of trusting `SHA256SUMS`.
 
     Returns:
-        The names of the files that were copied or noted.
+        The names of the files that were copied.
 
     Raises:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
@@ -56,24 +55,23 @@ def push(
             files = {path.relative_to(local).as_posix(): path for path in paths}
         else:
             target, files = remote.parent, {remote.name: local}
-        digests = {name: sha256(path) for name, path in files.items()}
-    failed = f"{local} could not be copied to {remote}"
-    with explained(failed, local, target):
+        digests = {name: _local_sha256(path) for name, path in files.items()}
+    with explained(f"{local} could not be copied to {remote}", local, target):
         sums = _read_sums(target)
         stale = [
             name
             for name, path in files.items()
             if sums.get(name) != {digests[name]}
             or _size(target / name) != path.stat().st_size
-            or (verify and _sha256(target / name) != digests[name])
+            or (verify and _drive_sha256(target / name) != digests[name])
         ]
         # What is noted there is another content: to read it back would take as long as to copy.
         missing = [n for n in stale if n in sums or not _is_there(files[n], target / n, digests[n])]
         if len(missing) < len(stale):
             sums |= {name: {digests[name]} for name in stale if name not in missing}
             _write_sums(target, sums)
-        _send([(files[name], name, digests[name]) for name in missing], target, sums, failed)
-    return stale
+        _send([(files[name], name, digests[name]) for name in missing], target, sums)
+    return missing
 
 
 def pull(remote: Path, local: Path) -> list[str]:
@@ -90,8 +88,7 @@ def pull(remote: Path, local: Path) -> list[str]:
         AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
-    failed = f"{remote} could not be copied to {local}"
-    with explained(failed, remote, local.parent):
+    with explained(f"{remote} could not be copied to {local}", remote, local.parent):
         sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
         if not sums and remote.name in (beside := _read_sums(remote.parent)):
             sums = {(remote, local): beside[remote.name]}
@@ -100,14 +97,13 @@ def pull(remote: Path, local: Path) -> list[str]:
         stale = [
             pair for pair, d in sums.items() if not pair[1].exists() or sha256(pair[1]) not in d
         ]
-        to_go = [_size(source) for source, _ in stale]
-        if None in to_go:
-            source = stale[to_go.index(None)][0]
+        sizes = [_size(source) for source, _ in stale]
+        if None in sizes:
+            source = stale[sizes.index(None)][0]
             raise AgelibError(f"{source} is missing on Drive: push it again.")
-        with explained(failed, remote, local.parent, to_go=sum(to_go)):
-            _need_space(local.parent, sum(to_go))
+        need_space(local.parent, sum(sizes))
         for i, pair in enumerate(_bar(stale, f"pull {remote.name}")):
-            _copy(*pair, sums[pair], sum(to_go[i:]))
+            _copy(*pair, sums[pair], sum(sizes[i:]))
     return [t.relative_to(local).as_posix() if t != local else local.name for _, t in stale]
 
 
@@ -120,10 +116,10 @@ def remove(remote: Path, folder: str = "") -> None:
     check_mounted(remote)
     with explained(f"{remote / folder} could not be removed", remote):
         sums = _read_sums(remote)
-        kept = {name: sums[name] for name in sums if folder and not name.startswith(f"{folder}/")}
+        rest = {name: sums[name] for name in sums if folder and not name.startswith(f"{folder}/")}
         # First: cut off after it, what lies there is not missed by anybody.
-        if kept != sums:
-            _write_sums(remote, kept)
+        if rest != sums:
+            _write_sums(remote, rest)
     shutil.rmtree(remote / folder, ignore_errors=True)
 
 
@@ -140,14 +136,29 @@ def holds(remote: Path) -> bool:
 
 def _is_there(local: Path, remote: Path, digest: str) -> bool:
     """Tells whether a copy has arrived that nothing was noted of: one that the user uploaded."""
-    return _size(remote) == local.stat().st_size and _sha256(remote) == digest
+    return _size(remote) == local.stat().st_size and _drive_sha256(remote) == digest
 
 
-def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums, failed: str) -> None:
+def _local_sha256(path: Path) -> str:
+    """Returns a file's SHA-256; reads one again only if it has changed since the last push."""
+    status = path.stat()
+    if time.time() - status.st_mtime < _CLOCK_TICK:
+        return sha256(path)  # whatever is written now may get the same time
+    return _sha256_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.cache
+def _sha256_once(path: Path, *_: int) -> str:
+    return sha256(path)
+
+
+_drive_sha256 = retrying(sha256)
+
+
+def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums) -> None:
     """Copies files, each with its name there and its SHA-256, and notes each once it is there."""
     sizes = [path.stat().st_size for path, _, _ in files]
-    with explained(failed, target, to_go=sum(sizes)):
-        _need_space(target, sum(sizes))
+    need_space(target, sum(sizes))
     for i, (path, name, digest) in enumerate(_bar(files, f"push {target.name}")):
         if name in sums and digest not in sums[name]:
             # Cut off after this, the old copy and the new one can both be pulled.
@@ -158,14 +169,14 @@ def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums, failed: 
         _write_sums(target, sums)
 
 
-def _copy(source: Path, target: Path, digests: set[str], to_go: int) -> None:
+def _copy(source: Path, target: Path, digests: set[str], size: int) -> None:
     failed = f"{source} could not be copied to {target}"
-    with explained(failed, source, target.parent, to_go=to_go):
-        _copy_whole(source, target, digests)
+    with explained(failed, source, target.parent, size=size):
+        _copy_verified(source, target, digests)
 
 
-@patient
-def _copy_whole(source: Path, target: Path, digests: set[str]) -> None:
+@retrying
+def _copy_verified(source: Path, target: Path, digests: set[str]) -> None:
     remove_partials(target)
     with atomic(target) as partial:
         shutil.copyfile(source, partial)
@@ -176,18 +187,11 @@ def _copy_whole(source: Path, target: Path, digests: set[str]) -> None:
             )
 
 
-@patient
-def _need_space(folder: Path, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def _bar(items: list, text: str) -> tqdm:
     return tqdm(items, desc=text, unit=" files", disable=len(items) < 10)
 
 
-@patient
+@retrying
 def _size(path: Path) -> int | None:
     """Returns a file's size; unlike `exists`, takes no error but its absence for its absence."""
     try:
@@ -196,7 +200,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-@patient
+@retrying
 def _read_sums(folder: Path) -> Sums:
     """Returns what a folder on Drive holds."""
     path, sums = folder / _SUMS, {}
@@ -213,7 +217,7 @@ def _read_sums(folder: Path) -> Sums:
     return sums
 
 
-@patient
+@retrying
 def _write_sums(folder: Path, sums: Sums) -> None:
     remove_partials(folder / _SUMS)
     lines = (f"{digest}  {name}\n" for name in sorted(sums) for digest in sorted(sums[name]))
@@ -233,18 +237,18 @@ class Backup:
 
     def __init__(self, local: Path, remote: Path):
         self._local, self._remote = local, remote
-        self._owed: list[Path] = []
+        self._pending: list[Path] = []
         self._warned = False
 
     def push(self, files: Sequence[Path] | None = None) -> None:
-        """Pushes the folder, or some files of it and what is still owed."""
-        self._owed += files or ()
+        """Pushes the folder, or some files of it and what is still pending."""
+        self._pending += files or ()
         try:
-            push(self._local, self._remote, only=None if files is None else self._owed)
+            push(self._local, self._remote, only=None if files is None else self._pending)
         except AgelibError as error:
             self._warn(error)
         else:
-            self._owed.clear()
+            self._pending.clear()
 
     def _warn(self, error: AgelibError) -> None:
         if not self._warned:
@@ -257,19 +261,13 @@ class Backup:
 
 
 def push_finished(product: Path, local: Path, remote: Path, verify: bool = False) -> list[str]:
-    """Pushes a folder once work is done, and says where its product lies if that fails.
+    """Does what `push` does once work is done, and says where the product lies if that fails.
 
     Args:
         product: What one would miss most.
-        local: As for `agelib.drive.sync.push`.
+        local: The rest as for `push`.
         remote: Likewise.
         verify: Likewise.
-
-    Returns:
-        The names of the files that were copied.
-
-    Raises:
-        AgelibError: If Drive does not get everything.
     """
     try:
         return push(local, remote, verify=verify)
@@ -281,5 +279,5 @@ def push_finished(product: Path, local: Path, remote: Path, verify: bool = False
             else ": run this again to push it"
         )
         raise AgelibError(
-            f"{product} is finished, but lies on this machine alone{rescue}. The reason: {error}"
+            f"{product} is finished, but lies only on this machine{rescue}. The reason: {error}"
         ) from error

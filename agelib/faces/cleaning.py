@@ -36,7 +36,7 @@ from agelib.datasets.tables import (
     read_table,
     split_by_hash,
 )
-from agelib.disk import need_space, patient, reading
+from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
 from agelib.faces.crop import PORTRAIT_CANVAS, Face, choose_face, crop_face
 from agelib.faces.images import Rejected, read_image
@@ -189,7 +189,7 @@ def _races(table: pd.DataFrame) -> list[str]:
 def _photo(images: Path, path: str) -> str:
     """Returns a photo's SHA-256, or nothing of one that is of no use."""
     try:
-        return "" if pd.isna(path) else patient(sha256)(images / path)
+        return "" if pd.isna(path) else retrying(sha256)(images / path)
     except (FileNotFoundError, IsADirectoryError, PermissionError):  # which cleaning will say
         return ""
 

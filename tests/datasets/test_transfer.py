@@ -2,6 +2,7 @@ import pytest
 import requests
 from conftest import answering, serving
 
+from agelib import disk
 from agelib.datasets import transfer
 
 
@@ -9,7 +10,7 @@ from agelib.datasets import transfer
 def straight(monkeypatch):
     """No proxy stands between the tests and this machine's servers, and nobody waits."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(transfer, "sleep", lambda _: None)
+    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
 
 
 def accept(path):

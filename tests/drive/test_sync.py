@@ -136,7 +136,7 @@ def test_what_the_user_uploaded_is_noted_and_not_copied(local, remote, monkeypat
     (remote / "a.npy").write_bytes(b"FIRST")
     copied, copy = [], sync._copy
     monkeypatch.setattr(sync, "_copy", lambda *a: copied.append(a[0].name) or copy(*a))
-    assert set(sync.push(local, remote)) == set(CONTENTS)
+    assert sync.push(local, remote) == ["a.npy"]
     assert copied == ["a.npy"]
     assert contents(remote) == CONTENTS
     assert sync.push(local, remote, verify=True) == []
@@ -294,7 +294,7 @@ def test_a_push_goes_on_where_it_was_cut_off(local, remote, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", copyfile)
-        with pytest.raises(AgelibError, match="what was copied before is safe"):
+        with pytest.raises(AgelibError, match="what is done already is kept"):
             sync.push(local, remote)
     assert contents(remote) == {"a.npy": b"first"}
     assert sync.push(local, remote) == ["b.npy", "figures/ä b.png"]
@@ -502,7 +502,7 @@ class FaultyDrive:
         self.point, self.count = str(point), 0
         self.failing = lambda count: False
         self.error = 0
-        monkeypatch.setattr(disk, "_PAUSES", (0, 0))
+        monkeypatch.setattr(disk.time, "sleep", lambda _: None)
         monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == self.point)
         for place, name in self.CALLS:
             monkeypatch.setattr(place, name, self._watched(getattr(place, name)))
@@ -575,7 +575,7 @@ def test_whenever_drive_fails_a_sentence_says_what_to_do(action, error, faulty, 
     for sentence, _ in each_failure(action, faulty, tmp_path, True, error):
         assert ADVICE[error] in sentence
         assert os.strerror(error) in sentence
-        assert sentence.endswith("then run this again; what was copied before is safe.")
+        assert sentence.endswith("then run this again; what is done already is kept.")
         assert "\n" not in sentence
 
 
@@ -643,9 +643,7 @@ def test_a_full_drive_names_what_is_missing(faulty, tmp_path, monkeypatch):
     local, remote, _ = prepared(faulty, tmp_path, "full")
     (local / "a.npy").write_bytes(bytes(3_000_000))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(
-        AgelibError, match=r"left on device\): 3\.0 MB are to be copied, 1\.0 MB are"
-    ):
+    with pytest.raises(AgelibError, match=r"left on device\): 3\.0 MB are needed, 1\.0 MB are"):
         sync.push(local, remote)
     assert contents(remote) == OLDER
 
@@ -661,9 +659,7 @@ def test_a_drive_that_fills_up_names_what_is_missing(faulty, tmp_path, monkeypat
 
     (local / "b.npy").write_bytes(bytes(2_000_000))
     monkeypatch.setattr(shutil, "copyfile", fill_up)
-    with pytest.raises(
-        AgelibError, match=r"b\.npy could not be copied .* 2\.0 MB are to be copied"
-    ):
+    with pytest.raises(AgelibError, match=r"b\.npy could not be copied .* 2\.0 MB are needed"):
         sync.push(local, remote)
     assert contents(remote) == OLDER | {"a.npy": b"first"}
 
@@ -692,7 +688,7 @@ def test_off_colab_the_advice_is_not_about_google(local, remote, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(disk, "_PAUSES", ())
+    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(AgelibError, match="see whether the disk or its connection is at fault"):
         sync.push(local, remote)
@@ -791,7 +787,7 @@ def test_what_is_finished_but_not_on_drive_is_named(work, remote):
     with pytest.raises(AgelibError) as caught:
         push_finished(work / "a", work, remote)
     assert str(caught.value) == (
-        f"{work / 'a'} is finished, but lies on this machine alone: run this again to push it. "
+        f"{work / 'a'} is finished, but lies only on this machine: run this again to push it. "
         "The reason: Drive is full: make room."
     )
 
@@ -801,3 +797,17 @@ def test_on_colab_what_is_finished_can_still_be_saved(work, remote):
     with pytest.raises(AgelibError, match="Colab wipes when it closes: run this cell again") as e:
         push_finished(work / "a", work, remote)
     assert "or download it from the Files pane" in str(e.value)
+
+
+def test_a_file_that_has_not_changed_is_read_once(work, remote, monkeypatch):
+    for path in work.iterdir():
+        os.utime(path, (1, 1))
+    read, hash_file = [], files.hash_file
+    monkeypatch.setattr(
+        files, "hash_file", lambda path, *a: (read.append(path), hash_file(path, *a))[1]
+    )
+    Backup(work, remote).push()
+    (work / "b").write_text("B")
+    push_finished(work / "a", work, remote)
+    assert [path.name for path in read if path.parent == work] == ["a", "b", "c", "b"]
+    assert (remote / "b").read_text() == "B"
