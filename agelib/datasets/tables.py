@@ -3,7 +3,6 @@
 Any folder or zip file with a `labels.csv` is a data set under its own name, and needs no entry.
 """
 
-import datetime
 import functools
 import hashlib
 import re
@@ -28,18 +27,8 @@ MIN_FACE_SCORE = 1.0
 
 # https://susanqq.github.io/UTKFace/: [age]_[gender]_[race]_[date&time].jpg, aligned files with
 # .chip.jpg behind it.
-_UTKFACE_NAME = re.compile(
-    r"(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?", re.IGNORECASE
-)
-_COLUMNS = (
-    "full_path",
-    "photo_taken",
-    "dob",
-    "gender",
-    "name",
-    "face_score",
-    "second_face_score",
-)
+_UTKFACE_NAME = r"^(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?\Z"
+_COLUMNS = ("full_path", "photo_taken", "dob", "gender", "name", "face_score", "second_face_score")
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
 # What to write in labels.csv instead, by the reason for which most images are of no use.
@@ -52,9 +41,6 @@ _MENDING = {
 }
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
-
-# A name, a date of birth and a photo's year from the web: some faces are of another person.
-_UNCHECKED = 0.5
 
 
 def age_at_photo(photo_year: np.ndarray, birth: np.ndarray) -> np.ndarray:
@@ -70,11 +56,9 @@ def age_at_photo(photo_year: np.ndarray, birth: np.ndarray) -> np.ndarray:
     Returns:
         Whole years, int64 of shape (n,); nonsense dates give nonsense ages, to be rejected.
     """
-    days = np.maximum(np.asarray(birth, np.int64) - _MATLAB_EPOCH, 1)
-    dates = [datetime.date.fromordinal(min(day, datetime.date.max.toordinal())) for day in days]
-    years = np.array([date.year for date in dates], np.int64)
-    late = np.array([date.month >= 7 for date in dates], np.int64)
-    return np.asarray(photo_year, np.int64) - years - late
+    days = np.maximum(np.asarray(birth, np.int64) - _MATLAB_EPOCH, 1) - 1
+    months = (np.datetime64("0001-01-01") + days).astype("datetime64[M]").astype(np.int64)
+    return np.asarray(photo_year, np.int64) - 1970 - (months + 6) // 12  # months since 1970
 
 
 def person_hash(person: str) -> int:
@@ -120,12 +104,39 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
     Raises:
         AgelibError: If the .mat file is not there or cannot be read.
     """
-    path = Path(folder) / f"{name}.mat"
+    columns = _read_mat(Path(folder) / f"{name}.mat", name)
+    paths = columns["full_path"].astype(str)
+    # A date or a year that is no number gives an age beyond all limits.
+    taken, born = (np.nan_to_num(columns[key].astype(float)) for key in ("photo_taken", "dob"))
+    age = age_at_photo(taken, born)
+    male = columns["gender"].astype(float)
+    male = np.where(np.isin(male, (0, 1)), male, np.nan)
+    reasons = {
+        "missing": [not (Path(folder) / path).is_file() for path in paths],
+        "age": (age < MIN_AGE) | (age > MAX_AGE),
+        "gender": np.isnan(male),
+        "face_score": ~(columns["face_score"].astype(float) >= MIN_FACE_SCORE),
+        "second_face": ~np.isnan(columns["second_face_score"].astype(float)),
+    }
+    table = pd.DataFrame(
+        {
+            "path": paths,
+            "age": pd.array(age, dtype="Int64"),
+            "gender": 1 - male,  # the file's 1 is male; ours is female
+            "person": _persons(columns["name"], born, paths),
+            "race": np.nan,
+            "reject": np.select(list(reasons.values()), list(reasons), ""),
+        }
+    )
+    return table.astype({"gender": "Int8", "race": "Int8"})
+
+
+def _read_mat(path: Path, name: str) -> dict[str, np.ndarray]:
     if not path.exists():
         raise AgelibError(f"{path} is missing: download and extract the {name} archive first.")
     try:
         record = scipy.io.loadmat(path, squeeze_me=True)[name]
-        columns = {key: np.atleast_1d(record[key].item()) for key in _COLUMNS}
+        return {key: np.atleast_1d(record[key].item()) for key in _COLUMNS}
     # NotImplementedError: MATLAB's newer format, an HDF5 file, as some convert it.
     except (
         *(ValueError, LookupError, OSError, TypeError, MatReadError, NotImplementedError),
@@ -133,34 +144,6 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
         raise AgelibError(
             f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
         ) from error
-    paths = columns["full_path"].astype(str)
-    # A date or a year that is no number gives an age beyond all limits.
-    taken, born = (np.nan_to_num(columns[key].astype(float)) for key in ("photo_taken", "dob"))
-    age = age_at_photo(taken, born)
-    male = columns["gender"].astype(float)
-    male = np.where(np.isin(male, (0, 1)), male, np.nan)
-    table = pd.DataFrame(
-        {
-            "path": paths,
-            "age": pd.array(age, dtype="Int64"),
-            # The file's 1 is male; ours is female.
-            "gender": pd.array(np.where(np.isnan(male), np.nan, 1 - male)).astype("Int8"),
-            "person": _persons(columns["name"], born, paths),
-            "race": pd.array([pd.NA] * len(paths), dtype="Int8"),
-        }
-    )
-    table["reject"] = np.select(
-        [
-            [not (Path(folder) / path).is_file() for path in paths],
-            (age < MIN_AGE) | (age > MAX_AGE),
-            np.isnan(male),
-            ~(columns["face_score"].astype(float) >= MIN_FACE_SCORE),
-            ~np.isnan(columns["second_face_score"].astype(float)),
-        ],
-        ["missing", "age", "gender", "face_score", "second_face"],
-        "",
-    )
-    return table
 
 
 def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[str]:
@@ -197,22 +180,24 @@ def read_utkface(folder: Path) -> pd.DataFrame:
     paths = find_files(folder) if folder.is_dir() else []
     if not paths:
         raise AgelibError(f"{folder} holds no images: download and extract UTKFace first.")
-    labels = [_UTKFACE_NAME.fullmatch(path.name) for path in paths]
-    numbers = [[int(group) for group in label.groups()] if label else None for label in labels]
+    names = pd.Series([path.name for path in paths], dtype=object)
+    labels = names.str.extract(_UTKFACE_NAME, flags=re.IGNORECASE).astype(float)
+    reasons = {
+        "name": labels[0].isna(),
+        "age": ~labels[0].between(MIN_AGE, MAX_AGE),
+        "duplicate": names.str.lower().str.removesuffix(".chip.jpg").duplicated(),
+    }
     table = pd.DataFrame(
         {
             "path": [path.relative_to(folder).as_posix() for path in paths],
-            "age": pd.array([n[0] if n else pd.NA for n in numbers], dtype="Int64"),
-            "gender": pd.array([n[1] if n else pd.NA for n in numbers], dtype="Int8"),
-            "person": [path.name for path in paths],
-            "race": pd.array([n[2] if n else pd.NA for n in numbers], dtype="Int8"),
+            "age": labels[0],
+            "gender": labels[1],
+            "person": names,
+            "race": labels[2],
+            "reject": np.select(list(reasons.values()), list(reasons), ""),
         }
     )
-    out_of_range = ~table["age"].between(MIN_AGE, MAX_AGE).fillna(False).to_numpy(bool)
-    unnamed = np.array([label is None for label in labels])
-    copies = table["person"].str.lower().str.removesuffix(".chip.jpg").duplicated()
-    table["reject"] = np.select([unnamed, out_of_range, copies], ["name", "age", "duplicate"], "")
-    return table
+    return table.astype({"age": "Int64", "gender": "Int8", "race": "Int8"})
 
 
 def count_reasons(table: pd.DataFrame) -> pd.Series:
@@ -271,35 +256,22 @@ class DataSet:
     sampling_weight: float = 1.0
 
 
+def _imdb_wiki(name: str, other: str, md5: str, size: int) -> DataSet:
+    file = f"{name}_crop.tar"
+    return DataSet(
+        Archive(file, f"{name}_crop", f"{_IMDB_WIKI}/static/{file}", md5, size),
+        "academic research only",
+        _IMDB_WIKI,
+        functools.partial(read_imdb_wiki, name=name),
+        same_people=(other,),
+        # A name, a date of birth and a photo's year from the web: some faces are of another person.
+        sampling_weight=0.5,
+    )
+
+
 DATASETS = {
-    "wiki": DataSet(
-        Archive(
-            "wiki_crop.tar",
-            "wiki_crop",
-            f"{_IMDB_WIKI}/static/wiki_crop.tar",
-            "f536eb7f5eae229ae8f286184364b42b",
-            811_315_200,
-        ),
-        "academic research only",
-        _IMDB_WIKI,
-        functools.partial(read_imdb_wiki, name="wiki"),
-        ("imdb",),
-        _UNCHECKED,
-    ),
-    "imdb": DataSet(
-        Archive(
-            "imdb_crop.tar",
-            "imdb_crop",
-            f"{_IMDB_WIKI}/static/imdb_crop.tar",
-            "44b7548f288c14397cb7a7bab35ebe14",
-            7_012_157_440,
-        ),
-        "academic research only",
-        _IMDB_WIKI,
-        functools.partial(read_imdb_wiki, name="imdb"),
-        ("wiki",),
-        _UNCHECKED,
-    ),
+    "wiki": _imdb_wiki("wiki", "imdb", "f536eb7f5eae229ae8f286184364b42b", 811_315_200),
+    "imdb": _imdb_wiki("imdb", "wiki", "44b7548f288c14397cb7a7bab35ebe14", 7_012_157_440),
     "utkface": DataSet(
         Archive(
             "UTKFace.tar.gz",
@@ -337,17 +309,14 @@ def find(name: str) -> DataSet:
 
 def describe(names: Sequence[str]) -> pd.DataFrame:
     """Returns what a user should know of some data sets: file, size, licence and home."""
-    rows = [
-        {
-            "data set": name,
-            "file": found.archive.file,
-            "GB": (found.archive.size or np.nan) / 1e9,
-            "licence": found.licence,
-            "home": found.home,
-        }
-        for name, found in ((name, find(name)) for name in names)
-    ]
-    return pd.DataFrame(rows).set_index("data set").round(1)
+    rows = {}
+    for name in names:
+        found = find(name)
+        size = (found.archive.size or np.nan) / 1e9
+        rows[name] = [found.archive.file, size, found.licence, found.home]
+    columns = ["file", "GB", "licence", "home"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename_axis("data set").round(1)
 
 
 def images_folder(name: str, config: Config) -> Path:
@@ -387,7 +356,7 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     check_sources(config)
     folder = images_folder(name, config)
     table = find(name).reader(folder)
-    _need_usable(table, folder, find(name).reader is read_labelled)
+    _need_usable(table, folder)
     if name not in config.train_sources:
         return _all_test(table)
     official = _official(table)
@@ -395,7 +364,7 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     shares = held_out(name, config, named)
     split = pd.Series(split_by_person(table["person"], *shares), table.index)
     split = split.mask(official.isin(["val", "test"]), official)
-    if find(name).reader is read_labelled:
+    if "split" in table:  # labels of anybody's
         _need_all_splits(table, split, ["train", "val", *(["test"] if shares[1] else [])])
     return table.assign(split=split, official=official)
 
@@ -411,7 +380,7 @@ def read_folder(folder: Path) -> pd.DataFrame:
     """
     if (folder / LABELS).exists():
         table = read_labelled(folder)
-        _need_usable(table, folder, labelled=True)
+        _need_usable(table, folder)
         return _all_test(table)
     table = read_utkface(folder)
     if not (table["reject"] == "").any():
@@ -464,7 +433,7 @@ def held_out(name: str, config: Config, official: set[str]) -> tuple[float, floa
     return val, config.val_fraction if shared and "test" not in official else 0.0
 
 
-def _need_usable(table: pd.DataFrame, folder: Path, labelled: bool) -> None:
+def _need_usable(table: pd.DataFrame, folder: Path) -> None:
     """Refuses a set of which no image is of any use, and says what is wrong with most of them."""
     counts = table["reject"].value_counts()
     if "" in counts or table.empty:
@@ -472,7 +441,7 @@ def _need_usable(table: pd.DataFrame, folder: Path, labelled: bool) -> None:
     counts = counts.drop("unlabelled", errors="ignore") if len(counts) > 1 else counts
     first = table.loc[table["reject"] == counts.index[0], "path"].iloc[0]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    mending = _MENDING[counts.index[0]] if labelled else "extract the archive again"
+    mending = _MENDING[counts.index[0]] if "split" in table else "extract the archive again"
     raise AgelibError(
         f"None of the {counts.sum():,} images in {folder} can be used ({reasons}, {first} for "
         f"one): {mending}."
