@@ -39,17 +39,13 @@ _GENDER_WORDS = {
 
 
 def read_labelled(folder: Path) -> pd.DataFrame:
-    """Reads the labels of a folder of images from its `labels.csv`.
+    """Reads the labels of a folder of images, at any depth, from its `labels.csv`.
 
     The file needs the columns `path` or `file` (relative to the folder), `age` (years, or a range
     of them: 3-9, 60+, more than 70) and `gender` (0 or male, 1 or female, and the like); with
-    commas, semicolons or tabs between them. A column `person` says which images show the same
-    person, so that all of them get into one split; without it every image counts as a person.
-    `race` may name groups to score one by one, and `split` the set's official train, val and test
-    images.
-
-    Args:
-        folder: With the images, at any depth, and `labels.csv`.
+    commas, semicolons or tabs between them. `person` says which images show the same person, so
+    that all of them get into one split; without it every image counts as a person. `race` may name
+    groups to score one by one, and `split` the set's official train, val and test images.
 
     Returns:
         One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; where there
@@ -63,44 +59,38 @@ def read_labelled(folder: Path) -> pd.DataFrame:
             leaves doubt about who is male.
     """
     folder = Path(folder)
-    labels = _read_labels(folder / LABELS)
-    images = _images_in(folder)
+    source = folder / LABELS
+    labels, images = _read_labels(source), _images_in(folder)
     paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).map(_composed)
     age, age_high = _read_ages(labels["age"])
-    gender = _read_genders(labels["gender"], folder / LABELS)
+    gender = _read_genders(labels["gender"], source)
     person = labels["person"].str.casefold().str.split().str.join(" ")
-    table = pd.DataFrame(
-        {
-            # As the disk spells it, or as the file does where the disk has no such image.
-            "path": [images.get(path, path) for path in paths],
-            "age": age.astype("Int64"),
-            "age_high": age_high.astype("Int64"),
-            "gender": gender.astype("Int8"),
-            "person": person.where(person != "", paths),
-            "race": labels["race"].where(labels["race"] != ""),
-            "split": _official_splits(labels["split"], folder / LABELS),
-        }
-    )
-    table["reject"] = np.select(
-        [
-            paths.str.match(r"\.\./|/|[A-Za-z]:"),
-            [path not in images and not _is_file(folder / path) for path in paths],
-            paths.duplicated(),
-            ~((age >= MIN_AGE) & (age <= age_high) & (age_high <= MAX_AGE)),
-            gender.isna(),
-        ],
-        ["outside", "missing", "duplicate", "age", "gender"],
-        "",
-    )
-    if age.equals(age_high):
-        table = table.drop(columns="age_high")
-    return _with_unlabelled(table, [images[path] for path in images.keys() - set(paths)])
+    reasons = {
+        "outside": paths.str.match(r"\.\./|/|[A-Za-z]:"),
+        "missing": [path not in images and not _is_file(folder / path) for path in paths],
+        "duplicate": paths.duplicated(),
+        "age": ~((age >= MIN_AGE) & (age <= age_high) & (age_high <= MAX_AGE)),
+        "gender": gender.isna(),
+    }
+    columns = {
+        # As the disk spells it, or as the file does where the disk has no such image.
+        "path": [images.get(path, path) for path in paths],
+        "age": age.astype("Int64"),
+        **({} if age.equals(age_high) else {"age_high": age_high.astype("Int64")}),
+        "gender": gender.astype("Int8"),
+        "person": person.where(person != "", paths),
+        "race": labels["race"].where(labels["race"] != ""),
+        "split": _official_splits(labels["split"], source),
+        "reject": np.select(list(reasons.values()), list(reasons), ""),
+    }
+    return _with_unlabelled(pd.DataFrame(columns), images.keys() - set(paths), images)
 
 
-def _with_unlabelled(table: pd.DataFrame, images: list[str]) -> pd.DataFrame:
-    """Adds a row for each image that the labels do not name."""
-    images = sorted(images)
-    rest = pd.DataFrame({"path": images, "person": images, "split": "", "reject": "unlabelled"})
+def _with_unlabelled(
+    table: pd.DataFrame, unlabelled: set[str], images: dict[str, str]
+) -> pd.DataFrame:
+    names = sorted(images[path] for path in unlabelled)
+    rest = pd.DataFrame({"path": names, "person": names, "split": "", "reject": "unlabelled"})
     rest = rest.reindex(columns=table.columns).astype(table.dtypes)
     return pd.concat([table, rest], ignore_index=True)
 

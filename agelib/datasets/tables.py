@@ -25,8 +25,7 @@ from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, age_branch
 
 MIN_FACE_SCORE = 1.0
 
-# https://susanqq.github.io/UTKFace/: [age]_[gender]_[race]_[date&time].jpg, aligned files with
-# .chip.jpg behind it.
+# https://susanqq.github.io/UTKFace/: [age]_[gender]_[race]_[date&time].jpg and, if aligned, .chip.jpg
 _UTKFACE_NAME = r"^(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?\Z"
 _COLUMNS = ("full_path", "photo_taken", "dob", "gender", "name", "face_score", "second_face_score")
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
@@ -44,17 +43,10 @@ _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 
 
 def age_at_photo(photo_year: np.ndarray, birth: np.ndarray) -> np.ndarray:
-    """Returns ages as the IMDB-WIKI papers compute them.
+    """Returns ages in whole years, int64 of shape (n,), as the IMDB-WIKI papers compute them.
 
-    Only the photo's year is known; it is taken to be the middle of the year, so that whoever is
-    born in July or later has not had a birthday yet.
-
-    Args:
-        photo_year: Years, integers of shape (n,).
-        birth: MATLAB day numbers of the birth dates, integers of shape (n,).
-
-    Returns:
-        Whole years, int64 of shape (n,); nonsense dates give nonsense ages, to be rejected.
+    A photo counts as taken in the middle of its year: whoever is born in July or later has not had
+    a birthday yet. `birth` has MATLAB's day numbers; impossible ones give impossible ages.
     """
     days = np.maximum(np.asarray(birth, np.int64) - _MATLAB_EPOCH, 1) - 1
     months = (np.datetime64("0001-01-01") + days).astype("datetime64[M]").astype(np.int64)
@@ -70,13 +62,7 @@ def person_hash(person: str) -> int:
 def split_by_person(
     persons: Iterable[str], val_fraction: float, test_fraction: float = 0.0
 ) -> np.ndarray:
-    """Assigns persons to "train", "val" or "test" by their hash alone.
-
-    Whatever else is in the set, a person keeps its split, and all its images with it.
-
-    Returns:
-        An array of the splits' names, shape (n,).
-    """
+    """Assigns persons to "train", "val" or "test" only by their hash, whatever else is in a set."""
     hashes = np.array([person_hash(person) for person in persons], np.uint64)
     return split_by_hash(hashes, val_fraction, test_fraction)
 
@@ -91,11 +77,7 @@ def split_by_hash(
 
 
 def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
-    """Reads the metadata of WIKI or IMDB.
-
-    Args:
-        folder: What the archive unpacks to: `wiki_crop` with `wiki.mat`, or `imdb_crop`.
-        name: "wiki" or "imdb".
+    """Reads the metadata of "wiki" or "imdb" from the .mat file in its folder.
 
     Returns:
         One row for each image that the file names: `path`, `age`, `gender`, `person`, `race`
@@ -118,17 +100,8 @@ def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
         "face_score": ~(columns["face_score"].astype(float) >= MIN_FACE_SCORE),
         "second_face": ~np.isnan(columns["second_face_score"].astype(float)),
     }
-    table = pd.DataFrame(
-        {
-            "path": paths,
-            "age": pd.array(age, dtype="Int64"),
-            "gender": 1 - male,  # the file's 1 is male; ours is female
-            "person": _persons(columns["name"], born, paths),
-            "race": np.nan,
-            "reject": np.select(list(reasons.values()), list(reasons), ""),
-        }
-    )
-    return table.astype({"gender": "Int8", "race": "Int8"})
+    gender = 1 - male  # the file's 1 is male; ours is female
+    return _table(paths, age, gender, _persons(columns["name"], born, paths), np.nan, reasons)
 
 
 def _read_mat(path: Path, name: str) -> dict[str, np.ndarray]:
@@ -141,33 +114,23 @@ def _read_mat(path: Path, name: str) -> dict[str, np.ndarray]:
     except (
         *(ValueError, LookupError, OSError, TypeError, MatReadError, NotImplementedError),
     ) as error:
-        raise AgelibError(
-            f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
-        ) from error
+        sentence = f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
+        raise AgelibError(sentence) from error
 
 
 def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[str]:
-    """Identifies people by name and day of birth, which WIKI and IMDB share, unlike their ids.
-
-    The page or actor id in the file name stands in where there is no name.
-    """
+    """Identifies people by name and day of birth, which WIKI and IMDB share, or by their id."""
+    words = [name.casefold().split() if isinstance(name, str) else [] for name in names]
     return [
-        f"{' '.join(name.casefold().split())} {int(birth)}"
-        if isinstance(name, str) and name.strip()
-        else Path(path).name.split("_")[0]
-        for name, birth, path in zip(names, births, paths, strict=True)
+        f"{' '.join(name)} {int(birth)}" if name else Path(path).name.split("_")[0]
+        for name, birth, path in zip(words, births, paths, strict=True)
     ]
 
 
 def read_utkface(folder: Path) -> pd.DataFrame:
-    """Reads the labels that UTKFace keeps in its file names.
+    """Reads the labels that UTKFace keeps in its file names, from a folder of any depth.
 
-    A name that does not say all three labels in order is rejected whole: with one of them left
-    out, nobody can tell which. Of several copies of an image, as Kaggle's archive has them, the
-    first counts.
-
-    Args:
-        folder: Any folder of images named `age_gender_race_date.jpg`, at any depth.
+    A name that lacks a label is rejected: nobody can tell which. Of copies the first counts.
 
     Returns:
         One row for each file, columns as in `read_imdb_wiki`; `person` is the file name. `reject`
@@ -187,17 +150,15 @@ def read_utkface(folder: Path) -> pd.DataFrame:
         "age": ~labels[0].between(MIN_AGE, MAX_AGE),
         "duplicate": names.str.lower().str.removesuffix(".chip.jpg").duplicated(),
     }
-    table = pd.DataFrame(
-        {
-            "path": [path.relative_to(folder).as_posix() for path in paths],
-            "age": labels[0],
-            "gender": labels[1],
-            "person": names,
-            "race": labels[2],
-            "reject": np.select(list(reasons.values()), list(reasons), ""),
-        }
-    )
-    return table.astype({"age": "Int64", "gender": "Int8", "race": "Int8"})
+    paths = [path.relative_to(folder).as_posix() for path in paths]
+    return _table(paths, labels[0], labels[1], names, labels[2], reasons)
+
+
+def _table(paths, ages, genders, persons, races, reasons: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Returns a reader's table, with the first reason to reject each image that applies."""
+    columns = {"path": paths, "age": ages, "gender": genders, "person": persons, "race": races}
+    table = pd.DataFrame(columns).astype({"age": "Int64", "gender": "Int8", "race": "Int8"})
+    return table.assign(reject=np.select(list(reasons.values()), list(reasons), ""))
 
 
 def count_reasons(table: pd.DataFrame) -> pd.Series:
@@ -207,16 +168,11 @@ def count_reasons(table: pd.DataFrame) -> pd.Series:
 
 
 def kept_by_group(table: pd.DataFrame, rejected: Iterable[str]) -> pd.DataFrame:
-    """Counts a data set's images before and after cleaning, by age branch and by gender.
-
-    Args:
-        table: One row for each image, as the readers return it.
-        rejected: Paths of the images that cleaning left out, or of all that were.
+    """Counts a table's images before and after cleaning, by age branch and by gender.
 
     Returns:
-        For each branch (of a range that of its middle year) and gender the images that passed the
-        metadata rules (`usable`), those of them that were not rejected since (`kept`), and their
-        `share`.
+        For each branch (a range counts by its middle year) and gender the images that passed the
+        metadata rules (`usable`), those whose paths are not `rejected` (`kept`), and the `share`.
     """
     usable = table[table["reject"] == ""]
     kept = ~usable["path"].isin(set(rejected))
@@ -240,9 +196,8 @@ class DataSet:
         archive: What its images come in.
         licence: What its authors allow.
         home: The page to read, and to download from by hand.
-        reader: Takes the folder that the archive unpacks to, and returns one row for each image:
-            `path`, `age`, `gender`, `person`, `race` and `reject`; `age_high` where ages are
-            ranges, and `split` where the set has official ones ("" elsewhere).
+        reader: Takes the folder that the archive unpacks to, and returns its table; with
+            `age_high` where ages are ranges, and `split` where its labels come from a `labels.csv`.
         sampling_weight: How often training shows its faces, relative to those of a set whose labels
             were checked.
         same_people: The data sets that show people of this one under the same identities.
@@ -269,6 +224,10 @@ def _imdb_wiki(name: str, other: str, md5: str, size: int) -> DataSet:
     )
 
 
+def _labelled(name: str, *licence_and_home: str) -> DataSet:
+    return DataSet(Archive(f"{name}.zip", name), *licence_and_home)
+
+
 DATASETS = {
     "wiki": _imdb_wiki("wiki", "imdb", "f536eb7f5eae229ae8f286184364b42b", 811_315_200),
     "imdb": _imdb_wiki("imdb", "wiki", "44b7548f288c14397cb7a7bab35ebe14", 7_012_157_440),
@@ -286,25 +245,23 @@ DATASETS = {
         "https://susanqq.github.io/UTKFace",
         read_utkface,
     ),
-    "aaf": DataSet(
-        Archive("aaf.zip", "aaf"),
+    "aaf": _labelled(
+        "aaf",
         "research only, to be cited",
         "https://github.com/JingchunCheng/All-Age-Faces-Dataset",
     ),
-    "appa-real": DataSet(
-        Archive("appa-real.zip", "appa-real"),
+    "appa-real": _labelled(
+        "appa-real",
         "academic research only",
         "https://chalearnlap.cvc.uab.es/dataset/26/description",
     ),
-    "fairface": DataSet(
-        Archive("fairface.zip", "fairface"), "CC BY 4.0", "https://github.com/joojs/fairface"
-    ),
+    "fairface": _labelled("fairface", "CC BY 4.0", "https://github.com/joojs/fairface"),
 }
 
 
 def find(name: str) -> DataSet:
     """Returns what is known of a data set: of one without an entry, what follows from its name."""
-    return DATASETS.get(name) or DataSet(Archive(f"{name}.zip", name))
+    return DATASETS.get(name) or _labelled(name)
 
 
 def describe(names: Sequence[str]) -> pd.DataFrame:
@@ -314,8 +271,7 @@ def describe(names: Sequence[str]) -> pd.DataFrame:
         found = find(name)
         size = (found.archive.size or np.nan) / 1e9
         rows[name] = [found.archive.file, size, found.licence, found.home]
-    columns = ["file", "GB", "licence", "home"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table = pd.DataFrame(rows, ["file", "GB", "licence", "home"]).T.infer_objects()
     return table.rename_axis("data set").round(1)
 
 
@@ -340,15 +296,11 @@ def images_folder(name: str, config: Config) -> Path:
 def read_table(name: str, config: Config) -> pd.DataFrame:
     """Returns a data set's table with its rows assigned to splits.
 
-    Args:
-        name: The data set's.
-        config: Says where the images are, what is trained on and what is tested on.
-
     Returns:
         What its reader returns, with `split` "train", "val" or "test", and `official` where the
         set's own labels say so, "" where the person decides. Of a set that is only tested on, the
-        images of its official test split count or, where it has none, those of its validation
-        split; the others are rejected as "not_test".
+        official test images count or, without any, those for validation; the others are rejected
+        as "not_test".
 
     Raises:
         AgelibError: If the images or their metadata are not there, or no image is of use.
@@ -359,7 +311,7 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     _need_usable(table, folder)
     if name not in config.train_sources:
         return _all_test(table)
-    official = _official(table)
+    official = table.get("split", pd.Series("", table.index))
     named = set(official[table["reject"] == ""])
     shares = held_out(name, config, named)
     split = pd.Series(split_by_person(table["person"], *shares), table.index)
@@ -370,40 +322,30 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
 
 
 def read_folder(folder: Path) -> pd.DataFrame:
-    """Returns the table of any folder of images, as `read_table` does of a set to test on.
-
-    Args:
-        folder: With a `labels.csv`, or with images that are named as in UTKFace.
+    """Returns the table of a folder with `labels.csv` or with UTKFace's names, as a set to test on.
 
     Raises:
         AgelibError: If no image is of use.
     """
-    if (folder / LABELS).exists():
-        table = read_labelled(folder)
-        _need_usable(table, folder)
-        return _all_test(table)
-    table = read_utkface(folder)
-    if not (table["reject"] == "").any():
+    labelled = (folder / LABELS).exists()
+    table = read_labelled(folder) if labelled else read_utkface(folder)
+    if not labelled and not (table["reject"] == "").any():
         raise AgelibError(
             f"{folder} holds no image named age_gender_race_date.jpg, and no {LABELS} that says "
             "what its images show."
         )
+    _need_usable(table, folder)
     return _all_test(table)
 
 
 def _all_test(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns a reader's table with the split of a set that is only tested on: see `read_table`."""
-    official, usable = _official(table), table["reject"] == ""
+    """Returns a reader's table for a set that is only tested on: see `read_table`."""
+    official, usable = table.get("split", pd.Series("", table.index)), table["reject"] == ""
     named = set(official[usable])
     tested = next((split for split in ("test", "val") if split in named), None)
     unused = usable & (official != tested) & (tested is not None)
-    return table.assign(
-        reject=table["reject"].mask(unused, "not_test"), split="test", official=official
-    )
-
-
-def _official(table: pd.DataFrame) -> pd.Series:
-    return table["split"] if "split" in table else pd.Series("", table.index)
+    reject = table["reject"].mask(unused, "not_test")
+    return table.assign(reject=reject, split="test", official=official)
 
 
 def check_sources(config: Config) -> None:
@@ -421,10 +363,7 @@ def check_sources(config: Config) -> None:
 
 
 def held_out(name: str, config: Config, official: set[str]) -> tuple[float, float]:
-    """Returns the shares of a data set's people that are for validation and for testing.
-
-    A split that the set's own labels name gets nobody else.
-    """
+    """Returns the shares of a set's people for validation and test, 0 for an official split."""
     if name not in config.train_sources:
         return 0.0, 1.0
     tested = set(config.test_sources) & set(config.train_sources)
