@@ -41,10 +41,7 @@ def is_hidden(path: PurePath) -> bool:
 def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
     """Returns the files below a folder, at any depth and sorted, without hidden ones.
 
-    Args:
-        folder: Where to look.
-        suffixes: If any, the endings to look for, such as `IMAGE_SUFFIXES`; a file's own may be in
-            capitals.
+    With `suffixes`, such as `IMAGE_SUFFIXES`, only files with one of these, or with its capitals.
 
     Raises:
         OSError: If a folder cannot be read, which `rglob` would take for an empty one.
@@ -57,8 +54,8 @@ def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not is_hidden(PurePath(name))]
         found += [Path(place, name) for name in names if not is_hidden(PurePath(name))]
-    right = (path for path in found if not suffixes or path.suffix.lower() in suffixes)
-    return sorted(path for path in right if path.is_file())
+    wanted = (path for path in found if not suffixes or path.suffix.lower() in suffixes)
+    return sorted(path for path in wanted if path.is_file())
 
 
 @contextmanager

@@ -25,21 +25,14 @@ _Check = Callable[..., None]
 
 
 def fetch(name: str, config: Config) -> Path:
-    """Makes sure that an archive lies in `data/raw`, verified once.
+    """Returns a data set's archive in `data/raw`, fetched if need be, and verified once.
 
     It must have the checksum that its mirror or its authors name or, where there is none, be
-    readable from end to end; later calls look at its size alone. What the user put into `data/raw`
+    readable from end to end; later calls look only at its size. What the user put into `data/raw`
     or into `archives` on Drive comes first, as the official file or as another zip or tar file
     of the same images; then a mirror (`AGELIB_MIRROR`), then the official home, then Kaggle; the
     sample has only its own mirror. An archive that has changed since it was verified is fetched
     anew, unless it can only be put there by hand.
-
-    Args:
-        name: The data set's.
-        config: Says where `data/raw`, Drive and the mirror are.
-
-    Returns:
-        The archive's path.
 
     Raises:
         AgelibError: If it cannot be had, or is not what it should be.
@@ -73,10 +66,7 @@ def fetch(name: str, config: Config) -> Path:
 
 
 def extract(name: str, config: Config) -> Path:
-    """Unpacks an archive in `data/raw`, once; the folder is there whole or not at all.
-
-    Returns:
-        The folder with the images.
+    """Unpacks an archive in `data/raw`, once, and returns the folder with the images.
 
     Raises:
         AgelibError: If the archive is missing, damaged or unsafe.

@@ -128,13 +128,13 @@ def _read_genders(words: pd.Series, path: Path) -> pd.Series:
 
 
 def _official_splits(words: pd.Series, path: Path) -> pd.Series:
-    known = words.str.casefold().map(_SPLITS)
-    if known.isna().any():
+    splits = words.str.casefold().map(_SPLITS)
+    if splits.isna().any():
         raise AgelibError(
-            f"{path} has {words[known.isna()].iloc[0]!r} in its column split: write train, val or "
+            f"{path} has {words[splits.isna()].iloc[0]!r} in its column split: write train, val or "
             "test, or leave the column out, and images are split by person."
         )
-    return known
+    return splits
 
 
 def is_loose(folder: Path) -> bool:
@@ -144,10 +144,6 @@ def is_loose(folder: Path) -> bool:
 
 def copy_own(source: Path, target: Path) -> None:
     """Copies a folder of photos, leaving out what is there already and removing what is gone.
-
-    Args:
-        source: The folder, on Google Drive for example, where reading may fail for a while.
-        target: Where to.
 
     Raises:
         AgelibError: If the folder cannot be read, or there is no space.

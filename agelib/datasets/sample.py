@@ -86,15 +86,10 @@ def utkface_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 
 
 def make_archives(folder: Path) -> list[Path]:
-    """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`, the same bytes every time.
+    """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`: a mirror of the official homes.
 
-    Those that are already there stay as they are.
-
-    Args:
-        folder: Where to; it then serves as a mirror of the official homes.
-
-    Returns:
-        The two archives' paths.
+    The bytes are the same every time; files that are already there stay as they are. Returns the
+    archives' paths.
     """
     contents = {
         Path(folder) / "wiki_crop.tar": _wiki_files(np.random.default_rng(SEED)),
@@ -125,14 +120,7 @@ def _write_tar(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
 
 
 def make_own(folder: Path) -> Path:
-    """Writes a folder of images with a `labels.csv`, as people keep their own photos.
-
-    Args:
-        folder: Where to; one that has its labels stays as it is.
-
-    Returns:
-        The folder.
-    """
+    """Writes a folder of images with a `labels.csv`; one that has its labels stays as it is."""
     labels = Path(folder) / LABELS
     if labels.exists():
         return Path(folder)
@@ -169,7 +157,7 @@ def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 
 def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dict:
     """Returns what the official `wiki.mat` holds: one struct of row vectors."""
-    whole = np.array([1.0, 1.0, 200.0, 200.0])
+    location = np.array([1.0, 1.0, 200.0, 200.0])
     return {
         "dob": np.array([[_matlab_day(*birth) for birth in births]], np.int32),
         "photo_taken": np.full((1, len(rows)), 2010, np.uint16),
@@ -177,7 +165,7 @@ def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dic
         # The official code: 1 is male.
         "gender": np.array([[1.0 - row.gender for row in rows]]),
         "name": _cells([f"Person {i}" for i in range(len(rows))]),
-        "face_location": _cells([whole] * len(rows)),
+        "face_location": _cells([location] * len(rows)),
         "face_score": np.array([[row.face_score for row in rows]]),
         "second_face_score": np.array([[row.second_face_score for row in rows]]),
     }
@@ -198,17 +186,9 @@ def _cells(values: list) -> np.ndarray:
 def draw_portrait(
     age: int, gender: int, rng: np.random.Generator, size: int = 200, face_share: float = 0.6
 ) -> np.ndarray:
-    """Draws a face that looks its age and gender, in a slightly random pose and light.
+    """Returns a face of an age and gender, in a slightly random pose and light.
 
-    Args:
-        age: Years, 1 to 85.
-        gender: 0 Male, 1 Female.
-        rng: Source of pose and light.
-        size: Pixels per side.
-        face_share: Height of the face in image heights.
-
-    Returns:
-        RGB uint8 of shape (size, size, 3).
+    The array is RGB uint8 of shape (size, size, 3); the face is `face_share` of it high.
     """
     portrait = _portrait()
     if gender == 0:

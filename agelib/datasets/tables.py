@@ -25,7 +25,7 @@ from agelib.labels import BRANCH_NAMES, GENDERS, MAX_AGE, MIN_AGE, age_branch
 
 MIN_FACE_SCORE = 1.0
 
-# https://susanqq.github.io/UTKFace/: [age]_[gender]_[race]_[date&time].jpg and, if aligned, .chip.jpg
+# susanqq.github.io/UTKFace: [age]_[gender]_[race]_[date&time].jpg, with .chip.jpg if aligned
 _UTKFACE_NAME = r"^(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?\Z"
 _COLUMNS = ("full_path", "photo_taken", "dob", "gender", "name", "face_score", "second_face_score")
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0

@@ -24,16 +24,12 @@ def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
 
     Args:
         url: Where from.
-        target: The file to make or replace.
+        target: The file to make or replace; returned.
         verify: Looks at the whole file before it gets its name; raises ValueError if it is wrong.
-
-    Returns:
-        The target.
 
     Raises:
         AgelibError: If there is no space for it.
         OSError: If it does not arrive.
-        ValueError: If it is wrong.
     """
     partial = target.with_name(f"{target.name}.part")
     retrying(_append_rest, _may_pass, _PAUSES, lambda: _size(partial))(url, partial)

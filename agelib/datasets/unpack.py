@@ -62,9 +62,6 @@ def verify(source: Path, archive: Archive, checksum: Checksum) -> None:
 def unpack_once(source: Path, archive: Archive, target: Path) -> Path:
     """Unpacks an archive unless that was done already; without the archive its folder will do.
 
-    Returns:
-        The target.
-
     Raises:
         AgelibError: If the archive is missing, damaged or unsafe, or the disk is full.
     """

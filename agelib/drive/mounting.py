@@ -26,10 +26,7 @@ _ADVICE = {
 
 
 def mount(config: Config) -> Path:
-    """Makes the lasting folder available: mounts Google Drive on Colab, makes a folder elsewhere.
-
-    Returns:
-        The folder.
+    """Returns the folder that lasts: mounts Google Drive on Colab, makes a folder elsewhere.
 
     Raises:
         AgelibError: If Drive cannot be mounted or the folder cannot be made.
@@ -41,10 +38,8 @@ def mount(config: Config) -> Path:
             config.drive.mkdir(parents=True, exist_ok=True)
     # Colab raises ValueError, MessageError or pexpect's TIMEOUT, depending on what went wrong.
     except Exception as error:
-        way_out = _advice(error) if on_colab() else "name another folder in AGELIB_DRIVE"
-        raise AgelibError(
-            f"{config.drive} cannot be used ({_reason(error)}): {way_out}."
-        ) from error
+        remedy = _advice(error) if on_colab() else "name another folder in AGELIB_DRIVE"
+        raise AgelibError(f"{config.drive} cannot be used ({_reason(error)}): {remedy}.") from error
     return config.drive
 
 

@@ -38,7 +38,7 @@ def push(
         local: What to copy; hidden files stay behind.
         remote: Where to: the copy's own path, not its parent's.
         only: If given, the files of the folder to copy.
-        verify: Whether to read what is there already too, in place of trusting `SHA256SUMS`.
+        verify: Whether to read everything, here and there, in place of trusting `SHA256SUMS`.
 
     Returns:
         The names of the files that were copied.
@@ -55,7 +55,8 @@ def push(
             files = {path.relative_to(local).as_posix(): path for path in paths}
         else:
             target, files = remote.parent, {remote.name: local}
-        digests = {name: _local_sha256(path) for name, path in files.items()}
+        digest_of = sha256 if verify else _sha256_if_changed
+        digests = {name: digest_of(path) for name, path in files.items()}
     with explained(f"{local} could not be copied to {remote}", local, target):
         sums = _read_sums(target)
         stale = [
@@ -139,7 +140,7 @@ def _is_there(local: Path, remote: Path, digest: str) -> bool:
     return _size(remote) == local.stat().st_size and _drive_sha256(remote) == digest
 
 
-def _local_sha256(path: Path) -> str:
+def _sha256_if_changed(path: Path) -> str:
     """Returns a file's SHA-256; reads one again only if it has changed since the last push."""
     status = path.stat()
     if time.time() - status.st_mtime < _CLOCK_TICK:
