@@ -323,7 +323,7 @@ def test_shards_that_cannot_reach_drive_are_kept_and_pushed_later(cleaned, monke
     shutil.rmtree(faces)
     with monkeypatch.context() as patch:
         patch.setattr(sync, "push", out_of_order)
-        with pytest.raises(AgelibError, match="utkface is finished, but lies on this machine"):
+        with pytest.raises(AgelibError, match="utkface is finished, but lies only on this machine"):
             steps.clean("utkface", cleaned)
     assert capsys.readouterr().err.count("No need to stop") == 1
     assert damaged_shards(faces) == []
@@ -337,7 +337,7 @@ def test_a_run_that_could_not_reach_drive_is_pushed_by_the_next_call(short_run, 
     with monkeypatch.context() as patch:
         patch.setattr(sync, "push", out_of_order)
         for _ in range(2):
-            with pytest.raises(AgelibError, match=r"model\.keras is finished, but lies on"):
+            with pytest.raises(AgelibError, match=r"model\.keras is finished, but lies only on"):
                 steps.train(short_run)
         assert not remote.exists()
     monkeypatch.setattr(loop, "build_model", refuse)
@@ -358,7 +358,7 @@ def test_a_drive_that_cannot_be_read_is_a_sentence(next_machine, no_work, monkey
 
         return fail
 
-    monkeypatch.setattr(disk, "_PAUSES", ())
+    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
     monkeypatch.setattr(Path, "stat", failing(stat))
     monkeypatch.setattr(Path, "read_bytes", failing(read))
     with pytest.raises(AgelibError, match=r"could not be .*\(Input/output error\): see whether"):

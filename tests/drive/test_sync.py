@@ -739,7 +739,7 @@ def test_trouble_is_told_once_and_stops_nothing(work, remote, trouble, capsys):
     )
 
 
-def test_what_is_owed_goes_with_the_next(work, remote, trouble):
+def test_what_is_pending_goes_with_the_next(work, remote, trouble):
     backup = Backup(work, remote)
     backup.push([work / "a"])
     backup.push([work / "b"])
@@ -748,7 +748,7 @@ def test_what_is_owed_goes_with_the_next(work, remote, trouble):
     assert names(remote) == ["a", "b", "c"]
 
 
-def test_what_was_owed_is_paid_once(work, remote, trouble):
+def test_what_was_pending_is_pushed_once(work, remote, trouble):
     backup = Backup(work, remote)
     backup.push([work / "a"])
     trouble["now"] = False
@@ -758,7 +758,7 @@ def test_what_was_owed_is_paid_once(work, remote, trouble):
     assert names(remote) == ["b", "c"]
 
 
-def test_a_folder_as_a_whole_needs_no_list_of_debts(work, remote, trouble):
+def test_a_folder_as_a_whole_needs_no_list_of_files(work, remote, trouble):
     backup = Backup(work, remote)
     backup.push()
     trouble["now"] = False

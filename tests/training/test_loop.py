@@ -669,7 +669,7 @@ def test_a_model_that_cannot_reach_drive_is_named_and_kept(
     config, uninterrupted, tmp_path, lame_drive
 ):
     path = config.run_folder / "model.keras"
-    with pytest.raises(AgelibError, match="is finished, but lies on this machine alone") as caught:
+    with pytest.raises(AgelibError, match="is finished, but lies only on this machine") as caught:
         train_onto(tmp_path / "drive" / "tiny", config)
     assert str(caught.value).startswith(str(path))
     assert_same_result(config, uninterrupted)
