@@ -159,9 +159,12 @@ def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path 
         # What has changed since it was verified is fetched anew; other files are not written over.
         if path == official or (target.exists() and target not in (path, official)):
             continue
-        right = check if archive.is_official(path) else partial(check, checksum=None)
+        verify = check if archive.is_official(path) else partial(check, checksum=None)
         try:
-            right(path) if path == target else _copy(path, target, right)
+            if path == target:
+                verify(path)
+            else:
+                _copy(path, target, verify)
         except (OSError, ValueError) as error:
             if is_full(error):
                 raise
