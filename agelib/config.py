@@ -86,6 +86,50 @@ BACKBONES = {
 }
 
 
+@dataclass(frozen=True)
+class Crop:
+    """How a face is cut out of an image.
+
+    Attributes:
+        size: Pixels per side.
+        margin: Widening of the face's box on each side, in box widths.
+        align: Whether the face is turned so that its eyes are level.
+    """
+
+    size: int
+    margin: float
+    align: bool = False
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Crop":
+        """Returns the crop that a manifest or a model file stores; the first ones had no align."""
+        return cls(stored["crop_size"], stored["margin"], stored.get("align", False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what manifests and model files store, under the names of `Config`'s fields."""
+        return {"crop_size": self.size, "margin": self.margin, "align": self.align}
+
+    def check(self, stored: "Crop", folder: Path, user: str = "this run") -> None:
+        """Makes sure that stored faces were cut out like this.
+
+        Args:
+            stored: How they were.
+            folder: Where they are.
+            user: Who needs them, for the message.
+
+        Raises:
+            AgelibError: If they were cut out otherwise.
+        """
+        if stored != self:
+            raise AgelibError(
+                f"{folder} holds crops of {stored}, but {user} needs {self}: use the same "
+                f"settings, or delete {folder} and its copy on Drive and clean again."
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+
 def on_colab() -> bool:
     """Tells whether this process runs in Google Colab."""
     return "COLAB_RELEASE_TAG" in os.environ
@@ -330,9 +374,9 @@ class Config:
         return tuple(dict.fromkeys((*self.train_sources, *self.test_sources)))
 
     @property
-    def crop(self) -> dict[str, Any]:
-        """What a face crop depends on, as manifests and model files note it."""
-        return {"crop_size": self.crop_size, "margin": self.margin, "align": self.align}
+    def crop(self) -> Crop:
+        """How faces are cut out."""
+        return Crop(self.crop_size, self.margin, self.align)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON types, without those that are this machine's affair."""

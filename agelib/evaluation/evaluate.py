@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import compare_table, estimates_table
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
-from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
+from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_crop, read_manifest
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
 from agelib.model.inference import estimate
 
@@ -142,11 +142,8 @@ def estimate_splits(
 
 
 def _check_crop(name: str, config: Config, note: dict[str, Any], whose: str) -> None:
-    if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
-        raise AgelibError(
-            f"{config.faces / name} holds crops of {crop}, but {whose} was made for "
-            f"{note['crop']}: clean again with those settings."
-        )
+    folder = config.faces / name
+    Crop.from_json(note["crop"]).check(read_crop(folder), folder, whose)
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

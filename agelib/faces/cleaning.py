@@ -25,7 +25,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
 
 from agelib import AgelibError
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets.own_photos import is_loose
 from agelib.datasets.tables import (
     check_sources,
@@ -164,7 +164,7 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
     return {
         "format": shards.FORMAT,
         "dataset": name,
-        "crop": config.crop,
+        "crop": config.crop.to_json(),
         "races": _races(table),
         "official": _official(table),
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
@@ -212,6 +212,7 @@ def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
     records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
     for path in records:
         record = read_json(path)
+        Crop.from_json(head["crop"]).check(Crop.from_json(record["crop"]), folder)
         for key, value in head.items():
             if record.get(key) != value:
                 made = f"with {key} {record.get(key)}, but {value} is asked for"
@@ -240,7 +241,8 @@ def _clean_unit(
     records = rows.to_dict("records")
     paths = [Path(images) / row["path"] for row in records]
     jpegs, kept, rejected = [], [], []
-    for row, result in zip(records, crop_images(paths, head["crop"], alone), strict=True):
+    crops = crop_images(paths, Crop.from_json(head["crop"]), alone)
+    for row, result in zip(records, crops, strict=True):
         if isinstance(result, Rejected):
             rejected.append([row["path"], result.reason])
             continue
@@ -312,13 +314,13 @@ def detector(alone: bool) -> "FaceDetector":
 
 
 def crop_images(
-    paths: Sequence[Path | bytes], crop: dict[str, Any], alone: bool
+    paths: Sequence[Path | bytes], crop: Crop, alone: bool
 ) -> Iterator[bytes | Rejected]:
     """Finds and crops the face that each image is about.
 
     Args:
         paths: Image files, or their bytes.
-        crop: Settings of `crop_face`.
+        crop: How to cut them out.
         alone: As for `detector`.
 
     Yields:
@@ -352,9 +354,7 @@ def _readable(images: Iterable[_Image]) -> Iterator[np.ndarray]:
     return (image for image in images if not isinstance(image, Rejected))
 
 
-def _encode(
-    batch: tuple[list[_Image], list[list[Face]]], crop: dict[str, Any]
-) -> list[bytes | Rejected]:
+def _encode(batch: tuple[list[_Image], list[list[Face]]], crop: Crop) -> list[bytes | Rejected]:
     images, found = batch
     faces = iter(found)
     return [
@@ -365,8 +365,8 @@ def _encode(
     ]
 
 
-def _encode_face(image: np.ndarray, faces: list[Face], crop: dict[str, Any]) -> bytes:
-    return encode_jpeg(crop_face(image, choose_face(faces, image.shape), **crop))
+def _encode_face(image: np.ndarray, faces: list[Face], crop: Crop) -> bytes:
+    return encode_jpeg(crop_face(image, choose_face(faces, image.shape), crop))
 
 
 def _or_rejected(call: Callable, *arguments: Any) -> Any:

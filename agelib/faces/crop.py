@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from agelib.config import Crop
 from agelib.faces.images import Rejected, resize
 
 PORTRAIT_CANVAS = 72  # pixels per side that suffice to find the face of a portrait
@@ -81,9 +82,7 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
     return chosen
 
 
-def crop_face(
-    image: np.ndarray, face: Face, crop_size: int, margin: float, align: bool = False
-) -> np.ndarray:
+def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
     """Cuts out a face: its box made square, widened, scaled.
 
     Where the square leaves the image, the image's border is repeated.
@@ -91,24 +90,22 @@ def crop_face(
     Args:
         image: RGB uint8.
         face: A face of this image.
-        crop_size: Pixels per side of the result.
-        margin: Widening on each side, in box widths.
-        align: Whether to turn the face so that its eyes are level.
+        crop: How to cut it out.
 
     Returns:
-        RGB uint8 of shape (crop_size, crop_size, 3).
+        RGB uint8 of shape (crop.size, crop.size, 3).
     """
     left, top, right, bottom = face.box
     centre = (left + right) / 2, (top + bottom) / 2
-    side = face.size * (1 + 2 * margin)
-    if not align:
-        return resize(_cut_square(image, centre, side), (crop_size, crop_size))
+    side = face.size * (1 + 2 * crop.margin)
+    if not crop.align:
+        return resize(_cut_square(image, centre, side), (crop.size, crop.size))
     # Turned at its own resolution, and scaled after that: scaling averages, turning does not.
     wide = _cut_square(image, centre, side * math.sqrt(2))
     middle = (wide.shape[1] - 1) / 2, (wide.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D(middle, face.tilt, 1)
     level = cv2.warpAffine(wide, turn, wide.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-    return resize(_cut_square(level, np.add(middle, 0.5), side), (crop_size, crop_size))
+    return resize(_cut_square(level, np.add(middle, 0.5), side), (crop.size, crop.size))
 
 
 def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from agelib import AgelibError
+from agelib.config import Crop
 from agelib.files import atomic, read_json, remove_partials, sha256
 from agelib.labels import age_branch
 
@@ -104,6 +105,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_crop(folder: Path) -> Crop:
+    """Returns how the faces of a set were cut out; raises like `read_manifest`."""
+    return Crop.from_json(read_manifest(folder)["crop"])
+
+
 def damaged_shards(folder: Path) -> list[str]:
     """Names the shards of a face set that are not what the manifest says, by size and SHA-256."""
     return [
@@ -155,15 +161,17 @@ class FaceSet:
     def __init__(self, folders: Sequence[Path], split: str):
         self.split = split
         self._images: list[np.ndarray] = []
-        indices, shard_ids, sizes = [], [], set()
+        indices, shard_ids = [], []
         sources, manifests = [], [read_manifest(folder) for folder in folders]
         self.sources = tuple(manifest["dataset"] for manifest in manifests)
+        crop = Crop.from_json(manifests[0]["crop"])
+        self.crop_size = crop.size
         codes: dict[str, int] = {}
         races = []
         for number, (folder, manifest) in enumerate(
             zip(map(Path, folders), manifests, strict=True)
         ):
-            sizes.add(manifest["crop"]["crop_size"])
+            crop.check(Crop.from_json(manifest["crop"]), folder, f"{folders[0]} beside it")
             # Two sets may number the same races otherwise; -1 takes the last.
             own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
             for name in manifest["shards"]:
@@ -177,9 +185,6 @@ class FaceSet:
         places = ", ".join(str(folder) for folder in folders)
         if not sum(map(len, indices)):
             raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
-        if len(sizes) > 1:
-            raise AgelibError(f"{places} hold crops of sizes {sorted(sizes)}: clean them alike.")
-        self.crop_size = sizes.pop()
         self.index = np.concatenate(indices)
         self._shard = np.concatenate(shard_ids)
         self.source = np.concatenate(sources)

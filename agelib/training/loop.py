@@ -14,7 +14,7 @@ from agelib.backend import keras, keras_settings, tf
 from agelib.config import Config, checkpoint_path
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
-from agelib.faces.shards import FaceSet, fingerprint, read_manifest
+from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
@@ -211,11 +211,7 @@ def _open_faces(config: Config, split: str) -> FaceSet:
     check_splits(config.train_sources, config)
     folders = [config.faces / name for name in config.train_sources]
     for folder in folders:
-        if (crop := read_manifest(folder)["crop"]) != config.crop:
-            raise AgelibError(
-                f"{folder} holds crops of {crop}, but {config.crop} is asked for: train with those "
-                "settings, or clean again with these."
-            )
+        config.crop.check(read_crop(folder), folder)
     return FaceSet(folders, split)
 
 
@@ -279,7 +275,7 @@ def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
     """Returns what a model file says about itself."""
     return {
         "agelib": __version__,
-        "crop": config.crop,
+        "crop": config.crop.to_json(),
         "config": config.to_dict(),
         "faces": {split: len(found) for split, found in faces.items()},
         "environment": environment(),

@@ -62,7 +62,7 @@ def plain_loop(detector, table: pd.DataFrame, config: Config, folder: Path) -> l
         boxes.append((image.shape, found))
         if found:
             face = most_central(found, image.shape)
-            crop = faces_crop.crop_face(image, face, config.crop_size, config.margin)
+            crop = faces_crop.crop_face(image, face, config.crop)
             (folder / f"{i}.jpg").write_bytes(shards.encode_jpeg(crop))
     return boxes
 

@@ -17,7 +17,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from agelib import AgelibError
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets import download, tables
 from agelib.datasets.sample import draw_portrait, make_own
 from agelib.datasets.tables import read_imdb_wiki, read_utkface, split_by_person
@@ -75,7 +75,7 @@ cleaning._clean_unit = say_what_is_made
 print("begin", flush=True)
 cleaning.clean("wiki", config)
 """
-CROP = {"crop_size": 64, "margin": 0.3}
+CROP = Crop(64, 0.3)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
     for i in (0, 77, len(faces) - 1):
         image = read_image(folder / faces.paths[i])
         [found] = cleaning.detector(alone=True).detect([image])
-        crop = crop_face(image, choose_face(found, image.shape), **settings)
+        crop = crop_face(image, choose_face(found, image.shape), settings)
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
 
@@ -182,7 +182,7 @@ def test_the_manifest_says_how_the_faces_were_made(sample_faces):
     manifest = read_manifest(sample_faces.faces / "wiki")
     assert manifest["dataset"] == "wiki"
     crop = sample_faces.crop
-    assert manifest["crop"] == crop
+    assert manifest["crop"] == crop.to_json()
     assert manifest["detector"]["name"] == "mtcnn"
     assert set(manifest["versions"]) >= {"mtcnn", "numpy", "pillow", "tensorflow"}
 
@@ -363,7 +363,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_as_if_never_killed(sample_face
 @pytest.mark.parametrize("change", [{"crop_size": 96}, {"margin": 0.7}, {"align": True}])
 def test_other_crop_settings_on_the_same_folder_are_refused(config, change, no_detector):
     before = contents(config.faces)
-    with pytest.raises(AgelibError, match=r"was made with crop .*margin.* asked for"):
+    with pytest.raises(AgelibError, match=r"holds crops of .*margin.* this run needs .*margin"):
         cleaning.clean("utkface", dataclasses.replace(config, **change))
     assert contents(config.faces) == before
 
@@ -387,7 +387,7 @@ def test_other_settings_are_refused_after_a_cut_too(uncleaned):
 
     with pytest.raises(KeyboardInterrupt):
         cleaning.clean("utkface", uncleaned, stop)
-    with pytest.raises(AgelibError, match="was made with crop"):
+    with pytest.raises(AgelibError, match="holds crops of"):
         cleaning.clean("utkface", dataclasses.replace(uncleaned, margin=0.5))
 
 
@@ -553,5 +553,5 @@ def test_no_images_give_no_crops(batches):
 def test_mtcnn_finds_the_face_that_is_cropped(tmp_path, rng):
     path = tmp_path / "portrait.jpg"
     path.write_bytes(encode_jpeg(draw_portrait(30, 1, rng)))
-    [jpeg] = cleaning.crop_images([path], CROP | {"align": True}, alone=True)
+    [jpeg] = cleaning.crop_images([path], Crop(64, 0.3, align=True), alone=True)
     assert decode_jpeg(jpeg).shape == (64, 64, 3)

@@ -7,6 +7,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from skimage import data
 
+from agelib.config import Crop
 from agelib.faces import shards
 from agelib.faces.crop import Face, crop_face
 from agelib.faces.images import Rejected, read_image
@@ -44,7 +45,7 @@ def test_a_red_file_stays_red_up_to_the_network(tmp_path):
     plain("RGB", RED, (60, 60)).save(path)
     image = read_image(path)
     assert (image == RED).all()
-    crop = crop_face(image, face_at(30, 30, 40), 32, 0.3)
+    crop = crop_face(image, face_at(30, 30, 40), Crop(32, 0.3))
     assert (crop == RED).all()
     stored = shards.decode_jpeg(shards.encode_jpeg(crop))
     assert (stored[..., 0] > 240).all()
@@ -252,7 +253,7 @@ def test_a_small_file_of_enormous_pixels_is_rejected(side):
 
 def test_an_image_read_from_a_file_can_be_cropped(tmp_path):
     # Pillow's arrays are read-only.
-    crop = crop_face(read_image(PHOTO), face_at(220, 120, 110), 64, 0.3)
+    crop = crop_face(read_image(PHOTO), face_at(220, 120, 110), Crop(64, 0.3))
     assert crop.shape == (64, 64, 3)
     assert crop.std() > 20
 
