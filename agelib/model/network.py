@@ -79,15 +79,17 @@ def _heads(features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
     age = keras.layers.Softmax(dtype="float32", name="age")(age)
     gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(features)
     gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
-    return {"age": age, "age_branch": _branch_sums(age), "gender": gender}
+    return {"age": age, "age_branch": _branch_sums()(age), "gender": gender}
 
 
-def _branch_sums(age: keras.KerasTensor) -> keras.KerasTensor:
+def _branch_sums() -> keras.Model:
+    """Returns the sums over the years of each branch, as one layer that plain Keras reads."""
+    age = keras.Input((MAX_AGE - MIN_AGE + 1,), dtype="float32")
     sums = [
         keras.ops.sum(age[:, low - MIN_AGE : high - MIN_AGE + 1], axis=1, keepdims=True)
         for low, high in AGE_BRANCHES
     ]
-    return keras.ops.concatenate(sums, axis=1)
+    return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
 def freeze_backbone(model: keras.Model) -> None:
@@ -133,11 +135,8 @@ def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
 
 
 def _backbone_of(model: keras.Model) -> keras.Model:
-    [backbone] = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
-    ]
+    # Augmentation and the sums are models inside the model too, but have no weights.
+    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
     return backbone
 
 

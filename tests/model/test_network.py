@@ -1,4 +1,6 @@
 import math
+import re
+import zipfile
 from urllib.error import URLError
 
 import cv2
@@ -19,7 +21,7 @@ from agelib.model.network import (
     set_batch_norm_momentum,
     unfreeze_backbone,
 )
-from agelib.model.saved import save_model
+from agelib.model.saved import load_model, save_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -67,6 +69,34 @@ def test_a_branch_has_the_sum_of_its_years(model, images):
     for i, (low, high) in enumerate(AGE_BRANCHES):
         years = outputs["age"][:, low - 1 : high].sum(axis=1)
         np.testing.assert_allclose(outputs["age_branch"][:, i], years, atol=1e-6)
+
+
+def test_the_branches_are_a_layer_that_plain_keras_reads(images, tmp_path):
+    model = build_model("EfficientNetB0", 64, augment=False)
+    assert model.get_layer("age_branch").output.shape == (None, 5)
+    assert not model.get_layer("age_branch").weights
+    save_model(model, tmp_path / "model.keras", {})
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        modules = set(re.findall(r'"module": "([^"]+)"', archive.read("config.json").decode()))
+    assert all(name.startswith("keras") for name in modules)
+    plain = keras.models.load_model(tmp_path / "model.keras")
+    expected = model.predict_on_batch(images)["age_branch"]
+    np.testing.assert_allclose(plain.predict_on_batch(images)["age_branch"], expected, atol=1e-6)
+
+
+def test_a_model_from_before_they_were_a_layer_is_trained_on(model, images, tmp_path):
+    age, gender = model.get_layer("age").output, model.get_layer("gender").output
+    sums = [keras.ops.sum(age[:, a - 1 : b], axis=1, keepdims=True) for a, b in AGE_BRANCHES]
+    outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    save_model(keras.Model(model.input, outputs, name="agelib"), tmp_path / "before.keras", {})
+    before, _ = load_model(tmp_path / "before.keras")
+    freeze_backbone(before)
+    assert len(before.trainable_variables) == 4
+    unfreeze_backbone(before)
+    after = build_model("EfficientNetB0", 64, str(tmp_path / "before.keras"))
+    expected = before.predict_on_batch(images)
+    for name, found in after.predict_on_batch(images).items():
+        np.testing.assert_allclose(found, expected[name], atol=1e-6)
 
 
 def test_a_temperature_reaches_every_output_of_its_head(images):
