@@ -109,12 +109,12 @@ class Crop:
         """Returns what manifests and model files store, under the names of `Config`'s fields."""
         return {"crop_size": self.size, "margin": self.margin, "align": self.align}
 
-    def check(self, stored: "Crop", folder: Path, user: str = "this run") -> None:
+    def check(self, stored: "Crop", *folders: Path, user: str = "this run") -> None:
         """Makes sure that stored faces were cut out like this.
 
         Args:
             stored: How they were.
-            folder: Where they are.
+            *folders: Where they are, and after that their copies.
             user: Who needs them, for the message.
 
         Raises:
@@ -122,8 +122,8 @@ class Crop:
         """
         if stored != self:
             raise AgelibError(
-                f"{folder} holds crops of {stored}, but {user} needs {self}: use the same "
-                f"settings, or delete {folder} and its copy on Drive and clean again."
+                f"{folders[0]} holds crops of {stored}, but {user} needs {self}: use the same "
+                f"settings, or delete {' and '.join(map(str, folders))} and clean again."
             )
 
     def __str__(self) -> str:

@@ -66,7 +66,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     yours = _is_yours(name, config)
     with disk.reading(remote):
         if (remote / MANIFEST).exists() and not yours:
-            config.crop.check(read_crop(remote), remote)
+            config.crop.check(read_crop(remote), remote, faces)
     pull_set(name, config)
     if yours:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step

@@ -347,7 +347,7 @@ def test_a_model_from_before_faces_could_be_aligned_has_its_crop():
 def test_faces_of_another_crop_are_one_sentence(other):
     Crop(96, 0.2).check(Crop(96, 0.2), Path("faces/wiki"))
     with pytest.raises(AgelibError, match=r"^faces/wiki holds crops of crop_size") as caught:
-        Crop(96, 0.2).check(other, Path("faces/wiki"), "the model")
+        Crop(96, 0.2).check(other, Path("faces/wiki"), user="the model")
     assert f"{other}, but the model needs crop_size 96, margin 0.2, align False" in str(
         caught.value
     )

@@ -143,7 +143,7 @@ def estimate_splits(
 
 def _check_crop(name: str, config: Config, note: dict[str, Any], whose: str) -> None:
     folder = config.faces / name
-    Crop.from_json(note["crop"]).check(read_crop(folder), folder, whose)
+    Crop.from_json(note["crop"]).check(read_crop(folder), folder, user=whose)
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
     records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
     for path in records:
         record = read_json(path)
-        Crop.from_json(head["crop"]).check(Crop.from_json(record["crop"]), folder)
+        places = [place for place in (folder, copy) if os.path.exists(place)]
+        Crop.from_json(head["crop"]).check(Crop.from_json(record["crop"]), *places)
         for key, value in head.items():
             if record.get(key) != value:
                 made = f"with {key} {record.get(key)}, but {value} is asked for"
@@ -220,11 +221,9 @@ def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
                     made = (
                         "of other images or labels (the archive, a source or --val-fraction is new)"
                     )
-                places = " and ".join(
-                    str(place) for place in (folder, copy) if os.path.exists(place)
-                )
                 raise AgelibError(
-                    f"{folder} was made {made}: use the same settings, or delete {places}."
+                    f"{folder} was made {made}: use the same settings, or delete "
+                    f"{' and '.join(map(str, places))}."
                 )
         done.update(record["shards"])
     return {

@@ -171,7 +171,7 @@ class FaceSet:
         for number, (folder, manifest) in enumerate(
             zip(map(Path, folders), manifests, strict=True)
         ):
-            crop.check(Crop.from_json(manifest["crop"]), folder, f"{folders[0]} beside it")
+            crop.check(Crop.from_json(manifest["crop"]), folder, user=f"{folders[0]} beside it")
             # Two sets may number the same races otherwise; -1 takes the last.
             own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
             for name in manifest["shards"]:
