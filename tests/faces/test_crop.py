@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
+from conftest import reason_of
+from PIL import Image
 
 from agelib.config import Crop
+from agelib.faces import shards
 from agelib.faces.crop import MIN_FACE, Face, choose_face, crop_face
-from agelib.faces.images import Rejected
+from agelib.faces.images import read_image
+from agelib.model.network import build_model
+
+RED = (255, 0, 0)
 
 
 def face_at(x, y, size, confidence=0.9):
     half = size / 2
     return Face((x - half, y - half, x + half, y + half), confidence, np.zeros((5, 2)))
-
-
-def reason_of(call, *arguments):
-    with pytest.raises(Rejected) as caught:
-        call(*arguments)
-    return caught.value.reason
 
 
 # Choosing
@@ -104,3 +104,19 @@ def test_shrinking_averages_and_does_not_alias():
     stripes[:, ::2] = 255
     crop = crop_face(stripes, face_at(100, 100, 160), Crop(40, 0))
     assert np.abs(crop.astype(int) - 127).max() <= 1
+
+
+def test_a_red_file_stays_red_up_to_the_network(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (60, 60), RED).save(path)
+    image = read_image(path)
+    assert (image == RED).all()
+    crop = crop_face(image, face_at(30, 30, 40), Crop(32, 0.3))
+    assert (crop == RED).all()
+    stored = shards.decode_jpeg(shards.encode_jpeg(crop))
+    assert (stored[..., 0] > 240).all()
+    assert (stored[..., 1:] < 15).all()
+    model = build_model("EfficientNetB0", 32, augment=False)
+    seen = np.asarray(model.get_layer("normalisation")(crop[None].astype(np.float32)))
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=1e-4)
