@@ -214,9 +214,7 @@ def _finished(folder: Path, origin: dict, copy: Path) -> dict[str, dict]:
                 )
         done.update(record["shards"])
     return {
-        stem: shard
-        for stem, shard in done.items()
-        if shards.shard_is_whole(folder, shard, hashes=False)
+        stem: shard for stem, shard in done.items() if shards.is_intact(folder, shard, hashes=False)
     }
 
 

@@ -1,4 +1,4 @@
-"""How training images are varied, so that the network learns faces and not photographs."""
+"""Augmentation: the layers that vary training images."""
 
 import math
 from typing import Any
@@ -7,10 +7,10 @@ from agelib.backend import keras, tf
 
 
 def build_augmentation() -> keras.Sequential:
-    """Returns the layers that vary training images of 0 to 255, and do nothing otherwise.
+    """Returns the layers that vary images of 0 to 255 in training, and do nothing otherwise.
 
-    Old photos are grey and soft, phones take dark and coloured ones, and no two detectors cut a
-    face in quite the same place; a network that takes any of these for age is wrong elsewhere.
+    Old photos are grey and blurred, photos of phones are dark or coloured, and each detector places
+    its boxes a little differently. A network must not take any of these for age.
     """
     layers = [
         keras.layers.RandomFlip("horizontal", name="flip"),
@@ -28,13 +28,13 @@ def build_augmentation() -> keras.Sequential:
 
 @keras.saving.register_keras_serializable("agelib")
 class RandomLight(keras.layers.Layer):
-    """Lights each image by amounts of its own: exposure, gamma, colour of the light, contrast.
+    """Varies the light of each image: exposure, gamma, colour, contrast.
 
     Args:
-        darkest: The least share of the light that is left; every fourth image is made darker.
-        gamma: The largest change of the logarithm of gamma.
-        colour: The largest change of a channel's gain.
-        contrast: The largest change of the distance from the mean.
+        darkest: Least exposure; every fourth image is made darker.
+        gamma: Largest change of the logarithm of gamma.
+        colour: Largest change of a channel's gain.
+        contrast: Largest change of the distance from the mean.
         **kwargs: As for every Keras layer.
     """
 
@@ -52,7 +52,7 @@ class RandomLight(keras.layers.Layer):
         def draw(low: float, high: float, last: int = 1) -> tf.Tensor:
             return keras.random.uniform((batch, 1, 1, last), low, high, "float32", self._generator)
 
-        # In full floats: half ones cannot tell dark pixels apart.
+        # 16-bit floats are too coarse for dark pixels.
         lit = keras.ops.clip(keras.ops.cast(images, "float32") / 255, 1e-4, 1)
         gain = 1 + draw(-self.colour, self.colour, channels)
         dark = keras.ops.exp(draw(math.log(self.darkest), 0))
@@ -73,7 +73,7 @@ class RandomResolution(keras.layers.Layer):
     """Scales some images down to half or a third of their size and up again.
 
     Args:
-        share: Of the images.
+        share: Share of the images, 0 to 1.
         **kwargs: As for every Keras layer.
     """
 
@@ -105,14 +105,14 @@ def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("agelib")
 class RandomAffine(keras.layers.Layer):
-    """Turns, scales and moves each image by amounts of its own, about its centre.
+    """Turns, scales and moves each image about its centre.
 
     Keras has a layer for each of these; one after the other they blur an image three times.
 
     Args:
-        degrees: The widest turn to either side.
-        scale: The largest change of size; 0.1 is from 0.9 to 1.1.
-        translate: The widest move along either side, as a share of that side, before the rest.
+        degrees: Largest turn to either side.
+        scale: Largest change of size; 0.1 is from 0.9 to 1.1.
+        translate: Largest move along each axis, as a share of that side, before the rest.
         **kwargs: As for every Keras layer.
     """
 
@@ -129,32 +129,31 @@ class RandomAffine(keras.layers.Layer):
         height, width = images.shape[1:3]
 
         def draw(most: float) -> tf.Tensor:
-            shape = (batch, 1, 1)  # in full floats: half ones cannot tell pixels apart
+            shape = (batch, 1, 1)  # 16-bit floats are too coarse for positions
             return keras.random.uniform(shape, -most, most, "float32", self._generator)
 
         angle = draw(math.radians(self.degrees))
         zoom = 1 + draw(self.scale)
         cos, sin = keras.ops.cos(angle) / zoom, keras.ops.sin(angle) / zoom
-        # Each pixel of the result looks up the point of the image that it shows.
+        # For each pixel of the result, the point of the image that it shows.
         x = tf.range(width, dtype=tf.float32) - (width - 1) / 2 - width * draw(self.translate)
         y = tf.range(height, dtype=tf.float32) - (height - 1) / 2
         y = y[:, None] - height * draw(self.translate)
         middle = (width - 1) / 2, (height - 1) / 2
-        return _look_up(images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1])
+        return _sample_bilinear(
+            images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1]
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras needs to make the layer again."""
-        return super().get_config() | {
-            "degrees": self.degrees,
-            "scale": self.scale,
-            "translate": self.translate,
-        }
+        names = ("degrees", "scale", "translate")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
-def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Returns the images' colours at points (batch, height, width), beyond an edge those of it.
+def _sample_bilinear(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns the images' colours at points (batch, height, width); the border is repeated.
 
-    TensorFlow has an operation for this, but no TPU can run it.
+    TensorFlow has an operation for this, but it does not run on TPUs.
     """
     height, width, channels = images.shape[1:]
     x, y = keras.ops.clip(x, 0, width - 1), keras.ops.clip(y, 0, height - 1)
@@ -166,10 +165,10 @@ def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
     def row(y: tf.Tensor) -> tf.Tensor:
         ends = (tf.gather(pixels, y * width + x, batch_dims=1) for x in (left, right))
-        return _between(*ends, to_right)
+        return _interpolate(*ends, to_right)
 
-    return _between(row(top), row(bottom), down)
+    return _interpolate(row(top), row(bottom), down)
 
 
-def _between(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+def _interpolate(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     return one + (other - one) * share

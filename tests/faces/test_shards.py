@@ -214,7 +214,7 @@ def test_a_flipped_byte_is_found_by_its_hash(two_shards, kind):
     path.write_bytes(content)
     assert shards.damaged_shards(two_shards) == ["train-00001"]
     shard = shards.read_manifest(two_shards)["shards"]["train-00001"]
-    assert shards.shard_is_whole(two_shards, shard, hashes=False)
+    assert shards.is_intact(two_shards, shard, hashes=False)
 
 
 @pytest.mark.parametrize("hashes", [True, False])
@@ -224,7 +224,7 @@ def test_a_truncated_shard_is_found_by_its_size(two_shards, kind, hashes):
     path.write_bytes(path.read_bytes()[:-1])
     assert shards.damaged_shards(two_shards) == ["train-00000"]
     shard = shards.read_manifest(two_shards)["shards"]["train-00000"]
-    assert not shards.shard_is_whole(two_shards, shard, hashes=hashes)
+    assert not shards.is_intact(two_shards, shard, hashes=hashes)
 
 
 def test_a_missing_file_is_damage(two_shards):

@@ -342,7 +342,7 @@ def test_other_npz_files_are_refused(tmp_path, backbone, kind):
         backbone = backbone.replace("Lite0", "Lite1")
     elif kind != "missing":
         np.savez(path, **{"named" if kind == "named" else "0": np.zeros(3)})
-    with pytest.raises(AgelibError, match=f"weights for {backbone} cannot be had") as caught:
+    with pytest.raises(AgelibError, match=f"weights for {backbone} are not available") as caught:
         build_backbone(backbone, 32, str(path))
     assert "network and" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -419,7 +419,7 @@ def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
     with pytest.raises(AgelibError) as caught:
         build_model("EfficientNetB0", 32, weights)
     message = str(caught.value)
-    assert message.startswith(f"{weights} weights for EfficientNetB0 cannot be had")
+    assert message.startswith(f"{weights} weights for EfficientNetB0 are not available")
     assert "--weights none" in message
     assert "\n" not in message
     assert len(message) < 500
@@ -432,7 +432,7 @@ def test_trouble_without_weights_is_not_blamed_on_them(monkeypatch):
 
 
 def test_a_misspelt_kind_of_weights_is_one_sentence():
-    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 cannot be had"):
+    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 are not available"):
         build_model("EfficientNetB0", 32, "imagnet")
 
 
@@ -460,5 +460,5 @@ def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path,
 def test_h5_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "b0.h5"
     build_backbone("EfficientNetB0", 32).save(path)
-    with pytest.raises(AgelibError, match="weights for EfficientNetB1 cannot be had"):
+    with pytest.raises(AgelibError, match="weights for EfficientNetB1 are not available"):
         build_backbone("EfficientNetB1", 32, str(path))
