@@ -62,18 +62,22 @@ def crop_images(
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
     detect = detector(shared).detect
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = _read_ahead(pool, _read, batches)
+        read = map_ahead(pool, _read, batches, _AHEAD)
         detected = ((images, detect(list(_readable(images)))) for images in read)
-        for results in _read_ahead(pool, functools.partial(_encode, crop=crop), detected):
+        encode = functools.partial(_encode, crop=crop)
+        for results in map_ahead(pool, encode, detected, _AHEAD):
             yield from results
 
 
-def _read_ahead(pool: Executor, call: Callable, items: Iterable) -> Iterator:
-    """Yields `call(item)` for each item, in order, a few of them computed in advance."""
+def map_ahead(pool: Executor, call: Callable, items: Iterable, ahead: int) -> Iterator:
+    """Yields `call(item)` for each item, in order; at most `ahead` results wait in memory.
+
+    `pool.map` would take all items at once.
+    """
     pending: deque = deque()
     for item in items:
         pending.append(pool.submit(call, item))
-        if len(pending) > _AHEAD:
+        if len(pending) > ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()

@@ -11,7 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from joblib import cpu_count
 
+from agelib.faces.cropping import map_ahead
 from agelib.faces.shards import FaceSet
 
 # Checked by eye in WIKI, UTKFace, APPA-REAL and All-Age-Faces: pairs above it are one photo; faces
@@ -70,8 +72,9 @@ def near_duplicates(
         same = [_is_one_photo(a[i], others[j], threshold) for i, j in pairs]
         return pairs[np.array(same, bool)]
 
-    with ThreadPoolExecutor() as pool:  # OpenCV releases the GIL
-        blocks = pool.map(of_one_photo, _similar(_coarse(a), None if b is None else _coarse(b)))
+    similar = _similar(_coarse(a), None if b is None else _coarse(b))
+    with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV releases the GIL
+        blocks = map_ahead(pool, of_one_photo, similar, 2 * cpu_count())
         return np.concatenate([np.empty((0, 2), np.int64), *blocks])
 
 
