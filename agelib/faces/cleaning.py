@@ -68,11 +68,15 @@ def clean(
 
 def is_current(name: str, config: Config) -> bool:
     """Tells whether the shards in `data/faces/<name>`, if any, are of these labels and settings."""
-    folder = config.faces / name
-    manifest = folder / shards.MANIFEST
-    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
     origin = _origin(read_table(name, config), images_folder(name, config), name, config)
-    return all(origin.items() <= read_json(path).items() for path in records)
+    return all(origin.items() <= record.items() for record in _records(config.faces / name))
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Returns a face set's manifest, or the records of a run that was cut off."""
+    manifest = folder / shards.MANIFEST
+    paths = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
+    return map(read_json, paths)
 
 
 def clean_table(
@@ -86,11 +90,11 @@ def clean_table(
     """Turns any labelled images into shards.
 
     Args:
-        table: As `read_table` returns it; without `age_high` all ages are exact.
+        table: From `read_table`; without `age_high` all ages are exact.
         images: The folder that the table's paths are relative to.
-        folder: Where the shards go.
+        folder: The folder for the shards.
         name: The data set's name, for the manifest.
-        config: Gives the crop's size and margin and the number of workers.
+        config: Gives the crop and the number of workers.
         on_shard: As for `clean`.
 
     Returns:
@@ -195,23 +199,19 @@ def _run(jobs: Iterable, workers: int) -> Iterator[tuple[str, dict]]:
 def _finished(folder: Path, origin: dict, copy: Path) -> dict[str, dict]:
     """Returns the shards that exist: of a finished run, or of one that was cut off."""
     done = {}
-    manifest = folder / shards.MANIFEST
-    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
-    for path in records:
-        record = read_json(path)
-        places = [place for place in (folder, copy) if os.path.exists(place)]
+    places = [place for place in (folder, copy) if os.path.exists(place)]
+    for record in _records(folder):
         Crop.from_json(origin["crop"]).check(Crop.from_json(record["crop"]), *places)
         for key, value in origin.items():
-            if record.get(key) != value:
-                made = f"with {key} {record.get(key)}, but {value} is asked for"
-                if key == "table":
-                    made = (
-                        "of other images or labels (the archive, a source or --val-fraction is new)"
-                    )
-                raise AgelibError(
-                    f"{folder} was made {made}: use the same settings, or delete "
-                    f"{' and '.join(map(str, places))}."
-                )
+            if record.get(key) == value:
+                continue
+            made = f"with {key} {record.get(key)}, but {value} is asked for"
+            if key == "table":
+                made = "of other images or labels (the archive, a source or --val-fraction is new)"
+            raise AgelibError(
+                f"{folder} was made {made}: use the same settings, or delete "
+                f"{' and '.join(map(str, places))}."
+            )
         done.update(record["shards"])
     return {
         stem: shard for stem, shard in done.items() if shards.is_intact(folder, shard, hashes=False)
@@ -278,15 +278,7 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
 
 
 def check_splits(names: Iterable[str], config: Config) -> None:
-    """Makes sure that face sets were split as the settings ask: the hash of each person tells.
-
-    Args:
-        names: Of the face sets.
-        config: As for `read_table`.
-
-    Raises:
-        AgelibError: If one was split otherwise.
-    """
+    """Raises AgelibError if a face set was split by other settings: it checks the hash of persons."""
     check_sources(config)
     for name in names:
         folder = config.faces / name

@@ -20,25 +20,8 @@ from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
 from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
 from agelib.model.saved import load_model, save_model
+from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
-from agelib.training.callbacks import (
-    Checkpoint,
-    Progress,
-    Reseed,
-    Schedule,
-    averaged_weights,
-    averaging,
-    best_weights_path,
-    write_history,
-)
-from agelib.training.recipe import (
-    HEADS_RATE,
-    calibrate,
-    compile_model,
-    learning_rates,
-    sampling_weights,
-    set_losses,
-)
 
 
 @keras_settings()
@@ -72,10 +55,10 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
         model, history, metadata["seconds"] = _start_or_resume(config)
         write_json(folder / "config.json", settings | {"environment": metadata["environment"]})
         if history:
-            write_history(folder, history)
+            callbacks.write_history(folder, history)
         # Each finished epoch is appended to the history.
         _train_phases(
-            model, faces, config, history, Checkpoint(folder, history, metadata, on_epoch)
+            model, faces, config, history, callbacks.Checkpoint(folder, history, metadata, on_epoch)
         )
     if len(history) < config.epochs:
         raise AgelibError(
@@ -83,7 +66,7 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
             "smaller --learning-rate and another --run name."
         )
     best = _best_model(model, config)
-    metadata["temperatures"] = calibrate(best, faces["val"])
+    metadata["temperatures"] = recipe.calibrate(best, faces["val"])
     made_in = metadata["environment"] | {"seconds": round(metadata["seconds"])}
     write_json(folder / "config.json", settings | {"environment": made_in})
     save_model(best, folder / "model.keras", metadata)  # last: a run that has it is finished
@@ -95,7 +78,7 @@ def _train_phases(
     faces: dict[str, FaceSet],
     config: Config,
     history: list[dict],
-    checkpoint: Checkpoint,
+    checkpoint: callbacks.Checkpoint,
 ) -> None:
     """Trains the new heads on frozen features, then everything; a phase that is done is skipped."""
     phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
@@ -105,7 +88,9 @@ def _train_phases(
         steps = (last - first) * _steps(faces["train"], config)
         if len(history) == first:
             _start_phase(model, config, heads_only, steps)
-        rates = learning_rates(config.learning_rate * (HEADS_RATE if heads_only else 1), steps)
+        rates = recipe.learning_rates(
+            config.learning_rate * (recipe.HEADS_RATE if heads_only else 1), steps
+        )
         _fit(model, faces, config, (len(history), last), rates, checkpoint)
 
 
@@ -114,9 +99,9 @@ def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: in
         freeze_backbone(model)
     elif config.new_heads:
         if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
-            model.set_weights(averaged_weights(model))
+            model.set_weights(callbacks.averaged_weights(model))
         unfreeze_backbone(model)
-    compile_model(model, steps)
+    recipe.compile_model(model, steps)
 
 
 def _steps(faces: FaceSet, config: Config) -> int:
@@ -129,21 +114,21 @@ def _fit(
     config: Config,
     epochs: tuple[int, int],
     rates: keras.optimizers.schedules.LearningRateSchedule,
-    checkpoint: Checkpoint,
+    checkpoint: callbacks.Checkpoint,
 ) -> None:
     """Trains from one epoch up to another."""
     train, val, size = faces["train"], faces["val"], config.image_size
     batch_size = even_share(min(config.batch_size, len(train)))
     batches = train_batches(
-        train, sampling_weights(train), batch_size, size, config.seed, epochs[0]
+        train, recipe.sampling_weights(train), batch_size, size, config.seed, epochs[0]
     )
     validation = ordered_batches(val, even_share(min(batch_size, len(val))), size)
     _make_variables(model, validation)
-    progress = Progress(config.epochs, _steps(train, config), epochs[0])
-    callbacks = [
-        Reseed(config.seed),
-        Schedule(rates),
-        *averaging(model),
+    progress = callbacks.Progress(config.epochs, _steps(train, config), epochs[0])
+    calls = [
+        callbacks.Reseed(config.seed),
+        callbacks.Schedule(rates),
+        *callbacks.averaging(model),
         keras.callbacks.TerminateOnNaN(),
         keras.callbacks.TensorBoard(config.logs, write_graph=False),
         progress,
@@ -158,7 +143,7 @@ def _fit(
             validation_data=validation,
             shuffle=False,  # the stream is shuffled already
             verbose=0,
-            callbacks=callbacks,
+            callbacks=calls,
         )
     except tf.errors.ResourceExhaustedError as error:
         raise AgelibError(
@@ -258,7 +243,7 @@ def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
     checkpoint = checkpoint_path(config.run_folder)
     if checkpoint.exists():
         model, metadata = load_model(checkpoint)
-        set_losses(model, model.optimizer)  # the checkpoints of earlier versions have others
+        recipe.set_losses(model, model.optimizer)  # the checkpoints of earlier versions have others
         return model, metadata["history"], metadata.get("seconds", 0.0)
     shutil.rmtree(config.logs, ignore_errors=True)  # of a deleted run of the same name
     model = build_model(
@@ -274,9 +259,9 @@ def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
 def _best_model(model: keras.Model, config: Config) -> keras.Model:
     """Returns the best epoch's model without the layers that only training needs."""
     best = build_model(config.backbone, config.image_size, augment=False)
-    path = best_weights_path(config.run_folder)
+    path = callbacks.best_weights_path(config.run_folder)
     if not path.exists():  # an earlier version kept the last epoch only
-        best.set_weights(averaged_weights(model))
+        best.set_weights(callbacks.averaged_weights(model))
         return best
     with np.load(path, allow_pickle=False) as arrays:
         best.set_weights([arrays[name] for name in arrays.files])
