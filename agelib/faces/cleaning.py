@@ -278,7 +278,7 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
 
 
 def check_splits(names: Iterable[str], config: Config) -> None:
-    """Raises AgelibError if a face set was split by other settings: it checks the hash of persons."""
+    """Raises AgelibError if face sets were split by other settings, as hashes of persons show."""
     check_sources(config)
     for name in names:
         folder = config.faces / name

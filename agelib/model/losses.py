@@ -33,9 +33,6 @@ class AgeLoss(keras.losses.Loss):
     the negative log-likelihood of its branch. For a range it is that of the range.
     """
 
-    def __init__(self, name: str = "age_loss"):
-        super().__init__(name=name)
-
     def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
         """Returns the loss of each face, float32 of shape (batch,)."""
         ages = tf.range(MIN_AGE, MAX_AGE + 1)
@@ -53,10 +50,6 @@ class AgeLoss(keras.losses.Loss):
             tf.clip_by_value(likelihood, 1e-7, 1.0)
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the loss again."""
-        return {"name": self.name}
-
 
 @keras.saving.register_keras_serializable("agelib")
 class GenderLoss(keras.losses.Loss):
@@ -65,19 +58,12 @@ class GenderLoss(keras.losses.Loss):
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     """
 
-    def __init__(self, name: str = "gender_loss"):
-        super().__init__(name=name)
-
     def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
         """Returns the loss of each face, float32 of shape (batch,)."""
         one_hot = tf.one_hot(tf.cast(true, tf.int32), len(GENDERS))
         return keras.losses.categorical_crossentropy(
             one_hot, predicted, label_smoothing=_GENDER_SMOOTHING
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the loss again."""
-        return {"name": self.name}
 
 
 @keras.saving.register_keras_serializable("agelib")
