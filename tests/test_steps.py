@@ -290,9 +290,9 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
             raise KeyboardInterrupt
         return result
 
-    def counting(rows, images, folder, stem, head, alone):
+    def counting(rows, images, folder, stem, origin, shared):
         made.append(stem)
-        return unit(rows, images, folder, stem, head, alone)
+        return unit(rows, images, folder, stem, origin, shared)
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     with monkeypatch.context() as patch:

@@ -93,7 +93,7 @@ def uncleaned(config):
 
 @pytest.fixture
 def no_detector(monkeypatch):
-    def refuse(alone):
+    def refuse(shared):
         raise AssertionError("the detector was asked for")
 
     monkeypatch.setattr(cropping, "detector", refuse)
@@ -241,9 +241,9 @@ def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monke
 
     units, again = cleaning._clean_unit, []
 
-    def counting(rows, images, folder, stem, head, alone):
+    def counting(rows, images, folder, stem, origin, shared):
         again.append(stem)
-        return units(rows, images, folder, stem, head, alone)
+        return units(rows, images, folder, stem, origin, shared)
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     cleaning.clean("wiki", uncleaned)
