@@ -26,8 +26,34 @@ def build_augmentation() -> keras.Sequential:
     return keras.Sequential(layers, name="augmentation")
 
 
+class _RandomLayer(keras.layers.Layer):
+    """Varies images in training, with random numbers of its own."""
+
+    _settings: tuple[str, ...] = ()  # the arguments of __init__
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._generator = keras.random.SeedGenerator()
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Varies float images of 0 to 255, of shape (batch, height, width, channels)."""
+        return self._vary(images) if training else images
+
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def _draw(self, images: tf.Tensor, low: float, high: float, channels: int = 1) -> tf.Tensor:
+        """Returns random numbers for each image, float32 of shape (batch, 1, 1, channels)."""
+        shape = (keras.ops.shape(images)[0], 1, 1, channels)
+        return keras.random.uniform(shape, low, high, "float32", self._generator)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what Keras needs to make the layer again."""
+        return super().get_config() | {name: getattr(self, name) for name in self._settings}
+
+
 @keras.saving.register_keras_serializable("agelib")
-class RandomLight(keras.layers.Layer):
+class RandomLight(_RandomLayer):
     """Varies the light of each image: exposure, gamma, colour, contrast.
 
     Args:
@@ -38,38 +64,27 @@ class RandomLight(keras.layers.Layer):
         **kwargs: As for every Keras layer.
     """
 
+    _settings = ("darkest", "gamma", "colour", "contrast")
+
     def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.darkest, self.gamma, self.colour, self.contrast = darkest, gamma, colour, contrast
-        self._generator = keras.random.SeedGenerator()
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Varies float images of 0 to 255, of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        batch, channels = keras.ops.shape(images)[0], images.shape[-1]
-
-        def draw(low: float, high: float, last: int = 1) -> tf.Tensor:
-            return keras.random.uniform((batch, 1, 1, last), low, high, "float32", self._generator)
-
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
         # 16-bit floats are too coarse for dark pixels.
         lit = keras.ops.clip(keras.ops.cast(images, "float32") / 255, 1e-4, 1)
-        gain = 1 + draw(-self.colour, self.colour, channels)
-        dark = keras.ops.exp(draw(math.log(self.darkest), 0))
-        gain *= keras.ops.where(draw(0, 1) < 0.25, dark, 1 + draw(-0.15, 0.15))
-        lit = gain * lit ** keras.ops.exp(draw(-self.gamma, self.gamma))
+        gain = 1 + self._draw(images, -self.colour, self.colour, images.shape[-1])
+        dark = keras.ops.exp(self._draw(images, math.log(self.darkest), 0))
+        is_dark = self._draw(images, 0, 1) < 0.25
+        gain *= keras.ops.where(is_dark, dark, 1 + self._draw(images, -0.15, 0.15))
+        lit = gain * lit ** keras.ops.exp(self._draw(images, -self.gamma, self.gamma))
         mean = keras.ops.mean(lit, axis=(1, 2, 3), keepdims=True)
-        lit = mean + (lit - mean) * (1 + draw(-self.contrast, self.contrast))
+        lit = mean + (lit - mean) * (1 + self._draw(images, -self.contrast, self.contrast))
         return keras.ops.cast(255 * keras.ops.clip(lit, 0, 1), images.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        names = ("darkest", "gamma", "colour", "contrast")
-        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @keras.saving.register_keras_serializable("agelib")
-class RandomResolution(keras.layers.Layer):
+class RandomResolution(_RandomLayer):
     """Scales some images down to half or a third of their size and up again.
 
     Args:
@@ -77,25 +92,17 @@ class RandomResolution(keras.layers.Layer):
         **kwargs: As for every Keras layer.
     """
 
+    _settings = ("share",)
+
     def __init__(self, share: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.share = share
-        self._generator = keras.random.SeedGenerator()
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Varies float images of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        shape = (keras.ops.shape(images)[0], 1, 1, 1)
-        drawn = keras.random.uniform(shape, 0, 1, "float32", self._generator)
-        coarse = keras.ops.where(
-            drawn < self.share / 2, _coarsened(images, 2), _coarsened(images, 3)
-        )
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
+        drawn = self._draw(images, 0, 1)
+        half, third = _coarsened(images, 2), _coarsened(images, 3)
+        coarse = keras.ops.where(drawn < self.share / 2, half, third)
         return keras.ops.where(drawn < self.share, coarse, images)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        return super().get_config() | {"share": self.share}
 
 
 def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
@@ -104,7 +111,7 @@ def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable("agelib")
-class RandomAffine(keras.layers.Layer):
+class RandomAffine(_RandomLayer):
     """Turns, scales and moves each image about its centre.
 
     Keras has a layer for each of these; one after the other they blur an image three times.
@@ -116,21 +123,17 @@ class RandomAffine(keras.layers.Layer):
         **kwargs: As for every Keras layer.
     """
 
+    _settings = ("degrees", "scale", "translate")
+
     def __init__(self, degrees: float, scale: float, translate: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.degrees, self.scale, self.translate = degrees, scale, translate
-        self._generator = keras.random.SeedGenerator()
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Varies float images of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        batch = keras.ops.shape(images)[0]
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
         height, width = images.shape[1:3]
 
         def draw(most: float) -> tf.Tensor:
-            shape = (batch, 1, 1)  # 16-bit floats are too coarse for positions
-            return keras.random.uniform(shape, -most, most, "float32", self._generator)
+            return self._draw(images, -most, most)[..., 0]
 
         angle = draw(math.radians(self.degrees))
         zoom = 1 + draw(self.scale)
@@ -140,14 +143,8 @@ class RandomAffine(keras.layers.Layer):
         y = tf.range(height, dtype=tf.float32) - (height - 1) / 2
         y = y[:, None] - height * draw(self.translate)
         middle = (width - 1) / 2, (height - 1) / 2
-        return _sample_bilinear(
-            images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1]
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        names = ("degrees", "scale", "translate")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        points = cos * x - sin * y + middle[0], sin * x + cos * y + middle[1]
+        return _sample_bilinear(images, *points)
 
 
 def _sample_bilinear(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
