@@ -11,11 +11,10 @@ _REDIRECT = threading.RLock()
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Sends what C++ code writes to the process' standard error nowhere.
+    """Hides what C++ code writes to the process' standard error.
 
-    TensorFlow's first messages ignore TF_CPP_MIN_LOG_LEVEL: they come before its logging starts.
-    So do its converters'. One thread at a time: a second one would save the first one's redirect
-    and leave the process with it.
+    The first messages of TensorFlow, and those of its converters, ignore TF_CPP_MIN_LOG_LEVEL. One
+    thread at a time: a second one would save the first one's redirect and restore that.
     """
     if sys.stderr:
         sys.stderr.flush()
@@ -40,8 +39,8 @@ def _without_variable(name: str) -> Iterator[None]:
             os.environ[name] = value
 
 
-# Left to itself, TensorFlow turns these kernels on for the newest processors alone; they halve the
-# time of networks on others too.
+# TensorFlow itself turns these kernels on only for the newest processors; they halve the time of
+# networks on others too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
@@ -55,10 +54,7 @@ with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
 
 @contextlib.contextmanager
 def keras_settings(policy: str = "float32") -> Iterator[None]:
-    """Lets networks be built, read and trained as agelib's are, whatever the program has set.
-
-    Keras' settings are those of the whole process: its precision, its layout of images. They are
-    left as they were.
+    """Sets what agelib's networks need of Keras' global settings, and restores them afterwards.
 
     Args:
         policy: Keras' name of the precision.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agelib import AgelibError
-from agelib.config import Config
+from agelib.config import Config, Crop
 
 
 def _download(config: Config) -> None:
@@ -89,7 +89,7 @@ def _evaluate_folder(config: Config, images: Path, path: Path) -> dict[str, Any]
     from agelib.model.saved import load_model
 
     model, note = load_model(path)
-    config = dataclasses.replace(config, **note["crop"], image_size=None)
+    config = dataclasses.replace(config, **Crop.from_json(note["crop"]).to_json(), image_size=None)
     return evaluate_folder(images, model, path, config)
 
 
@@ -192,7 +192,7 @@ def _export(
     )
 
     path = _model_path(config, model, of_run)
-    crops, what = faces_to_check(config, load_model(path)[1]["crop"], images)
+    crops, what = faces_to_check(config, Crop.from_json(load_model(path)[1]["crop"]), images)
     table = export(path, output, crops, formats)
     if json:
         print(table.to_json(orient="records", indent=1))

@@ -12,26 +12,24 @@ from joblib import cpu_count
 
 from agelib import AgelibError
 
+_REAL: dict[str, Any] = {"keep_near_duplicates": False, "workers": cpu_count()}
 _PAPER: dict[str, Any] = {
+    **_REAL,
     "backbone": "EfficientNetB4",
     "weights": "imagenet",
     "crop_size": 160,
-    "keep_near_duplicates": False,
     "epochs": 35,
     "batch_size": 64,
-    "workers": cpu_count(),
 }
-
-# Few photos suffice to go on from a model that knows faces.
+# A few photos are enough to fine-tune a model that knows faces.
 _OWN: dict[str, Any] = {
+    **_REAL,
     "train_sources": ("own",),
     "test_sources": ("own",),
-    "weights": "agelib",
     "backbone": "EfficientNetLite0",
+    "weights": "agelib",
     "crop_size": 96,
     "margin": 0.2,
-    "keep_near_duplicates": False,
-    "workers": cpu_count(),
 }
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -40,6 +38,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
     "own": _OWN,
 }
+# Settings that may change while a run goes on: none of them reaches the model.
+UNRELATED_TO_TRAINING = ("profile", "run", "test_sources")
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
 PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
@@ -47,24 +47,14 @@ WEIGHT_FILES = (".keras", ".h5", ".npz")
 
 @dataclass(frozen=True)
 class Backbone:
-    """What makes one EfficientNet of the family.
+    """One EfficientNet of the family, or EfficientNet-Lite."""
 
-    Attributes:
-        width: Multiplier of the channels of B0.
-        depth: Multiplier of the blocks of B0.
-        dropout: Rate before the heads.
-        size: Pixels per side of the images that it was designed for.
-        multiply_adds: For one such image.
-        lite: Whether it is an EfficientNet-Lite: no squeeze-and-excitation, ReLU6, and the first
-            and last layers unscaled.
-    """
-
-    width: float
-    depth: float
-    dropout: float
-    size: int
-    multiply_adds: float
-    lite: bool = False
+    width: float  # multiplier of the channels of B0
+    depth: float  # multiplier of the blocks of B0
+    dropout: float  # rate before the heads
+    size: int  # pixels per side of the images that it was designed for
+    multiply_adds: float  # for one such image
+    lite: bool = False  # no squeeze-and-excitation, ReLU6, first and last layers unscaled
 
 
 # Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
@@ -86,6 +76,50 @@ BACKBONES = {
 }
 
 
+@dataclass(frozen=True)
+class Crop:
+    """How a face is cut out of an image.
+
+    Attributes:
+        size: Pixels per side.
+        margin: Widening of the face's box on each side, in box widths.
+        align: Whether the face is turned so that its eyes are level.
+    """
+
+    size: int
+    margin: float
+    align: bool = False
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Crop":
+        """Returns the crop that a manifest or a model file stores; the first ones had no align."""
+        return cls(stored["crop_size"], stored["margin"], stored.get("align", False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what manifests and model files store, under the names of `Config`'s fields."""
+        return {"crop_size": self.size, "margin": self.margin, "align": self.align}
+
+    def check(self, stored: "Crop", *folders: Path, user: str = "this run") -> None:
+        """Makes sure that stored faces were cut out like this.
+
+        Args:
+            stored: How they were.
+            *folders: Where they are, and after that their copies.
+            user: Who needs them, for the message.
+
+        Raises:
+            AgelibError: If they were cut out otherwise.
+        """
+        if stored != self:
+            raise AgelibError(
+                f"{folders[0]} holds crops of {stored}, but {user} needs {self}: use the same "
+                f"settings, or delete {' and '.join(map(str, folders))} and clean again."
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+
 def on_colab() -> bool:
     """Tells whether this process runs in Google Colab."""
     return "COLAB_RELEASE_TAG" in os.environ
@@ -93,7 +127,7 @@ def on_colab() -> bool:
 
 def _default_data() -> Path:
     root = Path(__file__).resolve().parents[1]
-    # A checkout has a folder for it; an installed package must not write beside others.
+    # A checkout has a folder for it; an installed package must not write beside other packages.
     home = root if (root / "pyproject.toml").is_file() else Path.cwd()
     return Path(os.environ.get("AGELIB_DATA") or home / "data")
 
@@ -103,8 +137,7 @@ def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def _are_names(values: tuple[str, ...]) -> bool:
-    """Tells whether there are any, and each can name a folder."""
+def _are_folder_names(values: tuple[str, ...]) -> bool:
     return bool(values) and all(Path(v).name == v not in ("", "..") for v in values)
 
 
@@ -148,12 +181,12 @@ class Config:
     epochs: int = _setting(12, "passes over the train faces")
     head_epochs: int | None = _setting(
         None,
-        "epochs at first that train the heads alone; default: 3 from ImageNet's kind of weights",
+        "first epochs, which train the heads only; default: 3 from ImageNet's kind of weights",
     )
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
         None,
-        "peak learning rate, five times that while the heads learn alone; default: 3e-3 from "
+        "peak learning rate, five times that while only the heads learn; default: 3e-3 from "
         "scratch, 5e-4 from weights, times the root of batch_size / 32",
     )
     drop_connect_rate: float | None = _setting(
@@ -176,11 +209,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Refuses what cannot work.
-
-        Raises:
-            AgelibError: If a value is out of range or unknown.
-        """
+        """Raises AgelibError if a value is out of range or unknown."""
         # Absolute, since processes on other machines have other working directories.
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         if self.own is not None:
@@ -196,13 +225,13 @@ class Config:
 
     @property
     def resolved(self) -> "Config":
-        """The same settings, with those filled in that follow from others where none is given."""
+        """The same settings, with values for those that follow from others."""
         # The rate's part of the rule in Malladi et al., "On the SDEs and Scaling Rules for
         # Adaptive Gradient Algorithms", NeurIPS 2022.
         rate = (self.batch_size / 32) ** 0.5 * (5e-4 if self.weights else 3e-3)
         derived = {
             "image_size": self.crop_size,
-            # A .keras file has heads that know what to do.
+            # A .keras file has trained heads.
             "head_epochs": min(3 if self.new_heads else 0, self.epochs - 1),
             "learning_rate": rate,
             # Few epochs from scratch learn too little, not too much.
@@ -212,13 +241,14 @@ class Config:
         return dataclasses.replace(self, **missing) if missing else self
 
     def _checks(self) -> list[tuple[bool, str, str]]:
-        """Returns whether each field can work, its name, and what it must be."""
+        """Returns whether each field is valid, its name, and what it must be."""
         named = "names of data sets, without slashes"
+        head_epochs, drop_connect = self.head_epochs or 0, self.drop_connect_rate or 0
         return [
             (not self.data.is_file(), "data", "a folder"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
-            (_are_names(self.train_sources), "train_sources", named),
-            (_are_names(self.test_sources), "test_sources", named),
+            (_are_folder_names(self.train_sources), "train_sources", named),
+            (_are_folder_names(self.test_sources), "test_sources", named),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (
                 self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in WEIGHT_FILES,
@@ -235,26 +265,14 @@ class Config:
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
             (0 < self.val_fraction <= 0.5, "val_fraction", "above 0 and up to 0.5"),
             (self.epochs >= 1, "epochs", "1 or more"),
-            (
-                0 <= (self.head_epochs or 0) < self.epochs,
-                "head_epochs",
-                "from 0 to less than epochs",
-            ),
-            (
-                self.new_heads or not self.head_epochs,
-                "head_epochs",
-                "0 without ImageNet's kind of weights",
-            ),
+            (0 <= head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
+            (self.new_heads or not head_epochs, "head_epochs", "0 unless weights are ImageNet's"),
             (self.batch_size >= 2, "batch_size", "2 or more"),
             (self.learning_rate is None or self.learning_rate > 0, "learning_rate", "above 0"),
-            (
-                0 <= (self.drop_connect_rate or 0) < 1,
-                "drop_connect_rate",
-                "from 0 to less than 1",
-            ),
+            (0 <= drop_connect < 1, "drop_connect_rate", "from 0 to less than 1"),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
-            (_are_names((self.run,)), "run", "a plain name without slashes"),
+            (_are_folder_names((self.run,)), "run", "a plain name without slashes"),
         ]
 
     @classmethod
@@ -278,7 +296,7 @@ class Config:
 
     @property
     def new_heads(self) -> bool:
-        """Whether the backbone starts from weights that know no ages, such as ImageNet's."""
+        """Whether the weights are a backbone's only, such as ImageNet's."""
         return self.weights not in (None, "agelib") and Path(self.weights).suffix != ".keras"
 
     @property
@@ -303,12 +321,12 @@ class Config:
 
     @property
     def logs(self) -> Path:
-        """What TensorBoard shows of this run; not on Drive, which stores no growing files."""
+        """TensorBoard's files of this run; never on Drive, which stores no growing files."""
         return self.folder / "logs" / self.run
 
     @property
     def drive(self) -> Path:
-        """What must last: a folder on Google Drive, or `AGELIB_DRIVE`, or a plain folder."""
+        """The folder for what must last: on Google Drive, `AGELIB_DRIVE`, or a plain one."""
         if on_colab():
             home = Path("/content/drive/MyDrive/age_gender")
         elif os.environ.get("AGELIB_DRIVE"):
@@ -319,7 +337,7 @@ class Config:
 
     @property
     def mirror(self) -> str | None:
-        """Folder or URL that stands in for the archives' homes: the sample's own, or the user's."""
+        """Folder or URL to take archives from instead of their homes."""
         if self.profile == "sample":
             return str(self.folder / "mirror")
         return os.environ.get("AGELIB_MIRROR") or None
@@ -330,12 +348,12 @@ class Config:
         return tuple(dict.fromkeys((*self.train_sources, *self.test_sources)))
 
     @property
-    def crop(self) -> dict[str, Any]:
-        """What a face crop depends on, as manifests and model files note it."""
-        return {"crop_size": self.crop_size, "margin": self.margin, "align": self.align}
+    def crop(self) -> Crop:
+        """How faces are cut out."""
+        return Crop(self.crop_size, self.margin, self.align)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON types, without those that are this machine's affair."""
+        """Returns the settings as JSON types, without those that only concern this machine."""
         here = ("data", "own", "workers")
         settings = {k: v for k, v in dataclasses.asdict(self.resolved).items() if k not in here}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

@@ -1,7 +1,7 @@
 """Age branches, gender and race codes: one convention everywhere.
 
 Gender 0 is Male and 1 is Female; ages are whole years from 1 to 85; age branches are numbered 0 to
-4. The readers convert whatever their source stores.
+4. Each reader of a data set converts its labels to these.
 """
 
 import numpy as np

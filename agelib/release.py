@@ -12,14 +12,13 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.backend import keras
-from agelib.config import Config
+from agelib.config import UNRELATED_TO_TRAINING, Config
 from agelib.datasets.tables import find
 from agelib.evaluation.evaluate import estimate_splits, score_split
 from agelib.evaluation.tables import (
@@ -32,7 +31,9 @@ from agelib.evaluation.tables import (
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
 from agelib.model.saved import PRETRAINED, load_model, read_model, save_model
-from agelib.training.loop import NOT_TRAINED_WITH
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,7 +133,7 @@ def _check_note(config: Config, note: dict[str, Any]) -> None:
     noted = note["config"]
     for name, value in config.resolved.to_dict().items():
         # A run of an earlier agelib notes fewer settings.
-        if name not in NOT_TRAINED_WITH and noted.get(name, value) != value:
+        if name not in UNRELATED_TO_TRAINING and noted.get(name, value) != value:
             raise AgelibError(
                 f"Run {config.run} was trained with {name} {noted[name]}, but {value} is asked "
                 "for: give the settings of its train command."
@@ -250,7 +251,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
-def round_weights(model: keras.Model) -> None:
+def round_weights(model: "keras.Model") -> None:
     """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of.
 
     Raises:

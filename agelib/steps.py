@@ -25,7 +25,7 @@ from agelib.drive.sync import Backup, push_finished
 from agelib.evaluation.evaluate import ESTIMATES, compare_with_pretrained, evaluate_run
 from agelib.evaluation.tables import compare_table
 from agelib.faces import cleaning
-from agelib.faces.shards import MANIFEST, damaged_shards, read_manifest
+from agelib.faces.shards import MANIFEST, damaged_shards, read_crop, read_manifest
 from agelib.files import read_json
 
 
@@ -58,14 +58,10 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
-    with disk.reading(remote):
-        crop = read_manifest(remote)["crop"] if (remote / MANIFEST).exists() else config.crop
     yours = _is_yours(name, config)
-    if crop != config.crop and not yours:
-        raise AgelibError(
-            f"{remote} holds crops of {crop}, but {config.crop} is asked for: use the same "
-            f"settings, or delete {remote} and {faces}."
-        )
+    with disk.reading(remote):
+        if (remote / MANIFEST).exists() and not yours:
+            config.crop.check(read_crop(remote), remote, faces)
     pull_set(name, config)
     if yours:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
@@ -114,7 +110,7 @@ def _your_images(name: str, config: Config) -> Path:
 
 def _forget_if_changed(name: str, config: Config) -> None:
     """Removes the faces of photos or labels that have changed since; few as they are."""
-    if cleaning.is_of_now(name, config):
+    if cleaning.is_current(name, config):
         return
     print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
     sync.remove(config.drive / "faces" / name)

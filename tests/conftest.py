@@ -19,6 +19,7 @@ from skimage import data
 
 from agelib.config import Config
 from agelib.datasets import download, sample
+from agelib.faces.images import Rejected
 from agelib.labels import RACES, age_branch
 
 PORTRAIT = data.astronaut()[:400, 30:430]
@@ -140,6 +141,13 @@ def _tiny_model(image_size, augment):
     ]
     outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
     return keras.Model(inputs, outputs, name="tiny")
+
+
+def reason_of(call, *arguments):
+    """Returns why an image is rejected."""
+    with pytest.raises(Rejected) as caught:
+        call(*arguments)
+    return caught.value.reason
 
 
 def equal_weights(one, other):

@@ -10,7 +10,7 @@ import pytest
 
 import agelib
 from agelib import AgelibError
-from agelib.config import BACKBONES, PROFILES, Config
+from agelib.config import BACKBONES, PROFILES, Config, Crop
 
 COMMON = {"test_sources": ("utkface",), "margin": 0.0, "val_fraction": 0.15}
 PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}
@@ -328,3 +328,26 @@ def test_light_modules_load_no_tensorflow():
         cwd=Path(__file__).parents[1],
     )
     assert result.stdout.strip() == "[]"
+
+
+# Crops
+
+
+def test_a_crop_is_stored_under_the_names_of_the_settings():
+    stored = {"crop_size": 96, "margin": 0.2, "align": True}
+    assert Config(**stored).crop.to_json() == stored
+    assert Crop.from_json(stored) == Config(**stored).crop
+
+
+def test_a_model_from_before_faces_could_be_aligned_has_its_crop():
+    assert Crop.from_json({"crop_size": 96, "margin": 0.2}) == Crop(96, 0.2, align=False)
+
+
+@pytest.mark.parametrize("other", [Crop(64, 0.2), Crop(96, 0.0), Crop(96, 0.2, align=True)])
+def test_faces_of_another_crop_are_one_sentence(other):
+    Crop(96, 0.2).check(Crop(96, 0.2), Path("faces/wiki"))
+    with pytest.raises(AgelibError, match=r"^faces/wiki holds crops of crop_size") as caught:
+        Crop(96, 0.2).check(other, Path("faces/wiki"), user="the model")
+    assert f"{other}, but the model needs crop_size 96, margin 0.2, align False" in str(
+        caught.value
+    )

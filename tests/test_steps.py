@@ -47,7 +47,7 @@ def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
     monkeypatch.setattr(loop, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluation.evaluate.estimate", refuse)
-    monkeypatch.setattr("agelib.faces.cleaning.detector", refuse)
+    monkeypatch.setattr("agelib.faces.cropping.detector", refuse)
 
 
 def interrupt(*arguments, **options):
@@ -294,9 +294,9 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
             raise KeyboardInterrupt
         return result
 
-    def counting(rows, images, folder, stem, head, alone):
+    def counting(rows, images, folder, stem, origin, shared):
         made.append(stem)
-        return unit(rows, images, folder, stem, head, alone)
+        return unit(rows, images, folder, stem, origin, shared)
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Evaluation: what a model gets right, on faces it has not been trained on."""
+"""Evaluation: a model's scores on a run's faces or on any folder of labelled images."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import score_faces
 from agelib.evaluation.tables import compare_table, estimates_table
-from agelib.faces.cleaning import check_splits
+from agelib.faces.cleaning import check_splits, clean_table
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
-from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_manifest
+from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_crop, read_manifest
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
+from agelib.model import saved
 from agelib.model.inference import estimate
+from agelib.model.saved import load_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -29,27 +31,24 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces.
 
     Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set,
-    unless they are there already, from this version, model and faces.
+    unless they exist for this version, model and faces.
 
     Args:
-        config: Says which run, and where its faces are.
+        config: The run's settings.
 
     Returns:
         The scores of the first test set, with those of its `groups`, `near_duplicates` (see
         `score_split`), `no_face` (images in which MTCNN found none), `rejected` (images left out,
-        by reason), `dataset`, `model` and `crop`; those of each split under `splits`, and of each
-        test set under `tests` and its name; `train_left_out`, the train faces that were near-
-        duplicates of held-out ones, by data set.
+        by reason), `dataset`, `model` and `crop`; the scores of each split under `splits`, of each
+        test set under `tests`; `train_left_out`, by data set the train faces that were
+        near-duplicates of held-out ones.
 
     Raises:
         AgelibError: If there is no model or no faces.
     """
-    # Imported here: it loads TensorFlow, which the metrics do without.
-    from agelib.model.saved import load_model
-
     folder, first = config.run_folder, config.test_sources[0]
     for name in config.sources:
-        read_manifest(config.faces / name)  # says what to do where there is none
+        read_manifest(config.faces / name)  # the error says what to do
     made_of = {
         "manifests": {name: sha256(config.faces / name / MANIFEST) for name in config.sources},
         "sources": {"train": list(config.train_sources), "test": list(config.test_sources)},
@@ -58,9 +57,9 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     if done := _evaluated(folder, made_of):
         return done
     model_path = folder / "model.keras"
-    model, note = load_model(model_path)
+    model, metadata = load_model(model_path)
     splits, tests = {}, {}
-    for split, name, faces, outputs in estimate_splits(model, note, config):
+    for split, name, faces, outputs in estimate_splits(model, metadata, config):
         found = score_split(faces, outputs)
         splits.setdefault(split, found)
         if name == first:
@@ -69,13 +68,13 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         if name:
             tests[name] = _report(found, read_manifest(config.faces / name), model_path)
     report = tests[first] | {"splits": splits, "tests": tests} | made_of
-    report["train_left_out"] = note.get("near_duplicates", {})
+    report["train_left_out"] = metadata.get("near_duplicates", {})
     write_json(folder / REPORT, report)
     return report
 
 
 def _evaluated(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns a run's report if it is of the present model, faces and version."""
+    """Returns a run's report if it is of the same model, faces and version."""
     if not all((folder / name).exists() for name in (REPORT, ESTIMATES, "model.keras")):
         return None
     report = read_json(folder / REPORT)
@@ -88,22 +87,20 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
 
     Args:
         reports: Name of a run -> its report, from `evaluate_run`.
-        config: Says on which faces they were tested.
+        config: The first test source gives the faces.
 
     Returns:
-        The table; a column "agelib, trained on NAME" where the pretrained model may have been
-        trained on some of these faces, so that its scores are too good.
+        The table; its last column is "agelib, trained on NAME" if the pretrained model may have
+        been trained on some of these faces, so that its scores are too good.
 
     Raises:
-        AgelibError: If the faces are not cropped as that model's are.
+        AgelibError: If that model needs other crops.
     """
-    from agelib.model.saved import PRETRAINED, load_model  # here for the same reason
-
-    model, note = load_model(PRETRAINED)
+    model, metadata = load_model(saved.PRETRAINED)
     name = config.test_sources[0]
-    _check_crop(name, config, note, "the pretrained model")
+    _check_crop(name, config, metadata, "the pretrained model")
     faces = FaceSet([config.faces / name], "test")
-    learned = note["config"]
+    learned = metadata["config"]
     held_out = (
         name not in learned["train_sources"]
         or "test" in read_manifest(config.faces / name).get("official", [])
@@ -114,26 +111,25 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
 
 
 def estimate_splits(
-    model: "keras.Model", note: dict[str, Any], config: Config
+    model: "keras.Model", metadata: dict[str, Any], config: Config
 ) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
     """Runs a model on the train and val faces of all sets, then on the test faces of each set.
 
     Args:
         model: The model.
-        note: What its file says of it.
-        config: Says where the faces are.
+        metadata: From its file.
+        config: The run's settings.
 
     Yields:
         The split, the test set's name ("" for train and val), faces, and what `estimate` returns.
 
     Raises:
-        AgelibError: If there are no faces, or not those that the model was trained on, or they were
-            cropped otherwise than the model's.
+        AgelibError: If there are no faces, the model was trained on others, or needs other crops.
     """
     _check_trained_on(config)
     check_splits(config.train_sources, config)
     for name in config.sources:
-        _check_crop(name, config, note, f"the model of run {config.run}")
+        _check_crop(name, config, metadata, f"the model of run {config.run}")
     parts = [("train", "", config.train_sources), ("val", "", config.train_sources)]
     parts += [("test", name, (name,)) for name in config.test_sources]
     for split, name, sources in parts:
@@ -141,19 +137,15 @@ def estimate_splits(
         yield split, name, faces, estimate(model, faces)
 
 
-def _check_crop(name: str, config: Config, note: dict[str, Any], whose: str) -> None:
-    if (crop := read_manifest(config.faces / name)["crop"]) != note["crop"]:
-        raise AgelibError(
-            f"{config.faces / name} holds crops of {crop}, but {whose} was made for "
-            f"{note['crop']}: clean again with those settings."
-        )
+def _check_crop(name: str, config: Config, metadata: dict[str, Any], whose: str) -> None:
+    folder = config.faces / name
+    Crop.from_json(metadata["crop"]).check(read_crop(folder), folder, user=whose)
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what `score_faces` does, and of test faces their `near_duplicates` as well.
+    """Returns what `score_faces` does, and for test faces the `label_agreement` of near-duplicates.
 
-    These say how far the labels agree where one photo is there twice (`label_agreement`): the limit
-    of what a score on this set can mean.
+    No score on these faces can mean more than their labels do.
     """
     scores = score_faces(faces, outputs)
     if faces.split != "test":
@@ -163,15 +155,15 @@ def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any
 
 
 def _check_trained_on(config: Config) -> None:
-    """Makes sure that nobody whom the model learned from is now among those held out."""
-    noted = config.run_folder / "config.json"
-    if not noted.exists():  # a model from elsewhere
+    """Makes sure that the held-out faces are not among those that the model was trained on."""
+    path = config.run_folder / "config.json"
+    if not path.exists():  # the model was not trained here
         return
     here = {name: fingerprint(config.faces / name) for name in config.train_sources}
-    if read_json(noted)["faces"] != here:
+    if read_json(path)["faces"] != here:
         raise AgelibError(
             f"Run {config.run} was trained on other faces than {' and '.join(here)} in "
-            f"{config.faces}: give the --train-sources of its train command, or train anew under "
+            f"{config.faces}: give the --train-sources of its train command, or train again with "
             "another --run name."
         )
 
@@ -181,13 +173,11 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
-    Faces are found and cropped as in cleaning.
-
     Args:
-        images: The folder.
+        images: The folder; its faces are found and cropped as in cleaning.
         model: The model.
-        model_path: Where it was loaded from.
-        config: Crop settings: those of the model.
+        model_path: Its file.
+        config: With the model's crop settings.
 
     Returns:
         As `evaluate_run` does of one test set.
@@ -195,8 +185,6 @@ def evaluate_folder(
     Raises:
         AgelibError: If no image has labels and a face.
     """
-    from agelib.faces.cleaning import clean_table  # here for the same reason
-
     images = Path(images).absolute()
     if not images.is_dir():
         raise AgelibError(f"{images} is no folder: name one with images.")

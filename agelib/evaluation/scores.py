@@ -21,9 +21,9 @@ _MOST_RANGES = 20
 def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compares a model's probabilities with the labels.
 
-    An age that is a range counts as one: an estimate inside it is right, and one outside is off by
-    the years to its nearer end. Scores that need an exact age are left out where there are ranges:
-    the coverage of intervals, and those of age branches unless each range lies within a branch.
+    If a label is a range, an estimate inside it is right, and one outside has an error in years to
+    the nearer end. Such labels have no coverage of intervals, and no scores of age branches unless
+    each range lies within a branch.
 
     Args:
         faces: Anything with `age`, `age_high`, `age_branch`, `gender` and `person`, each of shape
@@ -33,24 +33,23 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     Returns:
         JSON types: `n`; for both heads accuracy, balanced accuracy (mean recall of the classes
         that occur), recall (None for a class that does not occur), confusion (rows are true),
-        expected calibration error (`_ece`) and what always answering the commonest class would
-        score; `gender_accuracy_children` at ages in the youngest branch; `age_mae` in years,
-        `age_within_N` the share of ages at most N years off, `age_interval_coverage` the share that
-        lies in its 80 % interval and `age_interval_width` its mean years; of ranges
-        `age_range_accuracy` and, where no two overlap, `age_range_within_one`, the share of
-        estimates in the right range or one beside it; under `intervals` the 95 % intervals of
-        `score_intervals`.
+        expected calibration error (`_ece`) and the accuracies of always answering the commonest
+        class; `gender_accuracy_children` at ages in the youngest branch; `age_mae` in years,
+        `age_within_N`, the share of ages at most N years off, `age_interval_coverage`, the share in
+        the 80 % interval, and `age_interval_width`, its mean years; for ranges `age_range_accuracy`
+        and, where no two overlap, `age_range_within_one`, the share of estimates in the right range
+        or the next one; under `intervals` those of `score_intervals`.
     """
     heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
     if in_branches(faces):
         branch = outputs["age_branch"].argmax(axis=1)
         heads["age_branch"] = (faces.age_branch, branch, len(BRANCH_NAMES))
-    figures = face_scores(faces, outputs)
-    scores = {"n": len(faces.age)} | _means(figures)
+    of_faces = face_scores(faces, outputs)
+    scores = {"n": len(faces.age)} | _means(of_faces)
     for head, (true, estimated, count) in heads.items():
         scores |= _classification(head, true, estimated, count)
         scores[f"{head}_ece"] = calibration_error(outputs[head].max(axis=1), true == estimated)
-    return scores | {"intervals": score_intervals(faces.person, figures, heads)}
+    return scores | {"intervals": score_intervals(faces.person, of_faces, heads)}
 
 
 def in_branches(faces: Any) -> bool:
@@ -59,21 +58,21 @@ def in_branches(faces: Any) -> bool:
 
 
 def age_ranges(faces: Any) -> np.ndarray | None:
-    """Returns the ranges of ages, from young to old, of shape (ranges, 2); None if some overlap."""
+    """Returns the ranges of ages in order, of shape (ranges, 2); None if some overlap."""
     ranges = np.unique(np.column_stack([faces.age, faces.age_high]), axis=0)
     return ranges if (ranges[1:, 0] > ranges[:-1, 1]).all() else None
 
 
 def years_off(faces: Any, estimated: np.ndarray) -> np.ndarray:
-    """Returns by how many years estimates are too old, below 0 too young, and 0 within a range."""
+    """Returns the errors of estimates in years, above 0 if too old, 0 within a range."""
     return np.maximum(estimated - faces.age_high, 0) - np.maximum(faces.age - estimated, 0)
 
 
 def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns each face's figures, whose means over any faces are scores.
+    """Returns the scores of each face, whose means over any faces are those in `metrics`.
 
     Returns:
-        Name, as in `metrics`, -> figures of shape (n,), NaN for a face that does not count.
+        Name, as in `metrics`, -> values of shape (n,), NaN for a face that does not count.
     """
     right = faces.gender == outputs["gender"].argmax(axis=1)
     scores = {"gender_accuracy": right}
@@ -86,8 +85,8 @@ def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndar
     return scores | _age_scores(faces, outputs["age"])
 
 
-def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(np.nanmean(each)) for name, each in figures.items()}
+def _means(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(each)) for name, each in scores.items()}
 
 
 def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,7 +108,7 @@ def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _nearest(ranges: np.ndarray, years: np.ndarray) -> np.ndarray:
-    """Returns which range each year lies in or, between two, next to."""
+    """Returns the index of the range that each year lies in or is nearest to."""
     beyond = np.maximum(ranges[:, 0] - years[:, None], years[:, None] - ranges[:, 1])
     return beyond.argmin(axis=1)
 
@@ -135,46 +134,46 @@ def _classification(
 
 def score_intervals(
     person: np.ndarray,
-    figures: dict[str, np.ndarray],
+    of_faces: dict[str, np.ndarray],
     heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
 ) -> dict[str, Any]:
     """Returns 95 % confidence intervals of all scores, by a bootstrap over people.
 
-    It draws people, not faces: the model gets most photos of one person right, or most wrong. Field
-    & Welsh, "Bootstrapping clustered data", JRSS B 2007; ends are percentiles.
+    The errors on several photos of one person are correlated: Field & Welsh, "Bootstrapping
+    clustered data", JRSS B 2007. Ends are percentiles.
 
     Args:
         person: Whose face it is; of shape (n,).
-        figures: From `face_scores`.
-        heads: Name -> true and estimated codes, each of shape (n,), and how many classes there are.
+        of_faces: From `face_scores`.
+        heads: Name -> true and estimated codes, each of shape (n,), and the number of classes.
 
     Returns:
-        Name -> [low, high], under the names of `metrics`; recalls have one pair a class. None for
-        a score of fewer than ten people, one that is the same in every drawn set, and a balanced
-        accuracy that the recall of fewer than ten people is part of.
+        Name, as in `metrics`, -> [low, high]; recalls have one pair a class. None for a score of
+        fewer than ten people, one that is the same in every resample, and a balanced accuracy that
+        includes a recall of fewer than ten people.
     """
     recalls = {
         (head, code): np.where(true == code, estimated == code, np.nan)
         for head, (true, estimated, count) in heads.items()
         for code in range(count)
     }
-    drawn = _draw(person, {**figures, **recalls})
-    intervals: dict[str, Any] = {name: _ends(drawn[name]) for name in figures}
+    means = _resampled_means(person, {**of_faces, **recalls})
+    intervals: dict[str, Any] = {name: _percentiles(means[name]) for name in of_faces}
     for head, (true, _, count) in heads.items():
-        present = np.array([drawn[head, code] for code in np.unique(true)])
-        intervals[f"{head}_balanced_accuracy"] = _ends(present.mean(axis=0))
-        intervals[f"{head}_recall"] = [_ends(drawn[head, code]) for code in range(count)]
+        present = np.array([means[head, code] for code in np.unique(true)])
+        intervals[f"{head}_balanced_accuracy"] = _percentiles(present.mean(axis=0))
+        intervals[f"{head}_recall"] = [_percentiles(means[head, code]) for code in range(count)]
     return intervals
 
 
-def _draw(person: np.ndarray, figures: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
-    """Returns the mean of each figure over each drawn set.
+def _resampled_means(person: np.ndarray, of_faces: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+    """Returns the mean of each score over each resample of people.
 
-    NaN where no face in the set counts, and everywhere if those that count are of too few people.
+    NaN where no face in it counts, and everywhere if those that count are of too few people.
     """
     _, whose = np.unique(person, return_inverse=True)
-    counts = [~np.isnan(each) for each in figures.values()]
-    columns = [*counts, *(np.nan_to_num(each) for each in figures.values())]
+    counts = [~np.isnan(each) for each in of_faces.values()]
+    columns = [*counts, *(np.nan_to_num(each) for each in of_faces.values())]
     by_person = np.stack([np.bincount(whose, weights=column) for column in columns])
     people = by_person.shape[1]
     random = np.random.default_rng(0)
@@ -185,21 +184,21 @@ def _draw(person: np.ndarray, figures: dict[Any, np.ndarray]) -> dict[Any, np.nd
     enough = np.count_nonzero(by_person[: len(counts)], axis=1)[:, None] >= FEWEST_PEOPLE
     means = np.full_like(totals, np.nan)
     np.divide(totals, faces, out=means, where=(faces > 0) & enough)
-    return dict(zip(figures, means, strict=True))
+    return dict(zip(of_faces, means, strict=True))
 
 
-def _ends(drawn: np.ndarray) -> list[float] | None:
-    drawn = drawn[~np.isnan(drawn)]
-    if not drawn.size or np.ptp(drawn) == 0:
+def _percentiles(means: np.ndarray) -> list[float] | None:
+    means = means[~np.isnan(means)]
+    if not means.size or np.ptp(means) == 0:
         return None
     tail = 100 * (1 - LEVEL) / 2
-    return [float(end) for end in np.percentile(drawn, [tail, 100 - tail])]
+    return [float(end) for end in np.percentile(means, [tail, 100 - tail])]
 
 
 def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Scores each age branch and gender, and each race where the data set names them.
+    """Scores each age branch and gender, and each race that the data set names.
 
-    Where ages are ranges that cross branches, the ranges take the branches' place.
+    If ages are ranges that cross branches, the groups are ranges instead.
 
     Args:
         faces: As for `metrics`, with `race` of shape (n,), which numbers the names in `races`.
@@ -208,7 +207,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
     Returns:
         A dict for each group that has faces: `by` ("age branch and gender", "age range and
         gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
-        `people`, those of the main scores that `metrics` has, and their `intervals`.
+        `people`, the main scores and their `intervals`.
     """
     scores = face_scores(faces, outputs)
     scores = {name: scores[name] for name in _SCORES if name in scores}
@@ -227,7 +226,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
 
 
 def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns what faces are grouped by, and name -> which faces are in the group."""
+    """Returns what faces are grouped by, and name -> mask of each group."""
     if in_branches(faces):
         codes = enumerate(BRANCH_NAMES)
         return "age branch and gender", {name: faces.age_branch == code for code, name in codes}
@@ -238,22 +237,19 @@ def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _score(person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-    part = {name: figures[mask] for name, figures in scores.items()}
+    part = {name: each[mask] for name, each in scores.items()}
     people = {"people": len(np.unique(person)), "intervals": score_intervals(person, part, {})}
     return {"n": len(person), **_means(part), **people}
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the group of age and gender for which each head is right least often.
+    """Returns the group from `breakdown` with the lowest accuracy of each head.
 
-    Groups of fewer than ten people are left out: one face more or less would make them the worst.
-
-    Args:
-        groups: From `breakdown`.
+    Groups of races and those of fewer than ten people, whose scores vary most, are left out.
 
     Returns:
-        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group, without
-        a score that has no error in any.
+        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group; a score
+        without errors in any group is left out.
     """
     groups = [each for each in groups if each["by"] != "race" and each["people"] >= FEWEST_PEOPLE]
     worst = {}

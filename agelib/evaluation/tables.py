@@ -1,4 +1,4 @@
-"""The tables in which people read scores."""
+"""Tables and sentences that present scores."""
 
 from typing import Any
 
@@ -43,23 +43,18 @@ _GROUP_SCORES = {
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns a row for each score, with its 95 % interval, and a column for each split.
 
-    What an evaluation has no score of, such as branches of ages that are ranges, is "-", or has no
-    row if that holds for every column.
+    A score that a split does not have is "-"; one that no split has, has no row.
     """
     return _table(_by_split(report), _RESULTS)
 
 
 def calibration_table(report: dict[str, Any]) -> pd.DataFrame:
-    """Returns how far off ages are, and how well the model knows that, like `results_table`."""
+    """Returns the errors of ages and the calibration, in the form of `results_table`."""
     return _table(_by_split(report), _CALIBRATION)
 
 
 def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Returns a row for each score on the test faces, and a column for each of several runs.
-
-    Args:
-        reports: Name of a run -> its report, from `evaluate_run`.
-    """
+    """Returns a row for each score on the test faces, and a column for each run's report."""
     return _table(reports, _RESULTS | _CALIBRATION)
 
 
@@ -74,7 +69,7 @@ def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]])
     rows = {row: of for row, of in rows.items() if any(of[0] in s for s in columns.values())}
     table = pd.DataFrame(
         {
-            name: [_figure(scores, key, scale) for key, scale in rows.values()]
+            name: [_score_text(scores, key, scale) for key, scale in rows.values()]
             for name, scores in columns.items()
         },
         index=list(rows),
@@ -83,7 +78,7 @@ def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]])
     return table
 
 
-def _figure(scores: dict[str, Any], key: str, scale: int) -> str:
+def _score_text(scores: dict[str, Any], key: str, scale: int) -> str:
     if key not in scores:
         return "-"
     text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
@@ -113,7 +108,7 @@ def groups_table(report: dict[str, Any]) -> pd.DataFrame:
     rows = [
         {"by": group["by"], "group": group["group"], "faces": group["n"]}
         | {
-            title: _figure(group, key, scale)
+            title: _score_text(group, key, scale)
             for title, (key, scale) in _GROUP_SCORES.items()
             if key in group
         }
@@ -123,7 +118,7 @@ def groups_table(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def name_worst(report: dict[str, Any]) -> str:
-    """Returns a sentence on the groups that are judged worst, or that there are too few faces."""
+    """Returns a sentence that names the groups with the lowest accuracies."""
     titles = {
         "age_branch_accuracy": "age branch",
         "age_range_accuracy": "age range",
@@ -139,11 +134,7 @@ def name_worst(report: dict[str, Any]) -> str:
 
 
 def duplicates_sentence(agreement: dict[str, Any]) -> str:
-    """Returns a sentence on how far the labels of a test set's near-duplicates agree.
-
-    Args:
-        agreement: From `agelib.faces.near_duplicates.label_agreement`.
-    """
+    """Returns a sentence about the `label_agreement` of a test set's near-duplicates."""
     if not agreement["pairs"]:
         return "No two of these faces are near-duplicates."
     branch, gender = (f"{100 * agreement[label]:.0f} %" for label in ("age_branch", "gender"))
@@ -157,18 +148,17 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Returns a row for each face: what it is, what the model estimates, and how sure it is.
+    """Returns a row for each face: its labels, the estimates, and their probabilities.
 
     Args:
         faces: As for `breakdown`, with `paths` as well.
         outputs: As for `metrics`.
 
     Returns:
-        `path`, true `age` (of a range the lowest, with `age_to`, the highest), `age_branch`,
-        `gender` and `race` (empty where unknown), `estimated_age` with `years_off` (above 0 where
-        that is too old), `age_low` and `age_high`, the ends of its 80 % interval,
-        `estimated_branch` and `estimated_gender`, and their probabilities `branch_confidence` and
-        `gender_confidence`. Where ages are ranges that cross branches, `age_branch` is left out.
+        `path`, true `age` (the lowest of a range, with `age_to`, the highest), `age_branch` (not
+        for ranges that cross branches), `gender` and `race` (empty where unknown), `estimated_age`,
+        `years_off` (above 0 if too old), `age_low` and `age_high`, the ends of its 80 % interval,
+        `estimated_branch`, `branch_confidence`, `estimated_gender` and `gender_confidence`.
     """
     low, high = age_interval(outputs["age"])
     branch, gender = outputs["age_branch"], outputs["gender"]

@@ -1,31 +1,27 @@
 """Cleaning: a data set's table and images to shards of face crops.
 
 The usable rows of each split are cut into units of `UNIT_ROWS`; each unit becomes one shard. A unit
-depends on its rows and the crop settings alone, so that any number of processes may work side by
-side, and a run that was cut off goes on with the units that are not finished.
+depends only on its rows and the crop settings. So several processes can share the work, and a run
+that was cut off continues with the units that are missing.
 """
 
-import functools
 import hashlib
 import itertools
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
 
 from agelib import AgelibError
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets.own_photos import is_loose
 from agelib.datasets.tables import (
     check_sources,
@@ -38,25 +34,16 @@ from agelib.datasets.tables import (
 )
 from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
-from agelib.faces.crop import PORTRAIT_CANVAS, Face, choose_face, crop_face
-from agelib.faces.images import Rejected, read_image
-from agelib.faces.shards import FaceSet, encode_jpeg, read_manifest
+from agelib.faces.crop import PORTRAIT_CANVAS
+from agelib.faces.cropping import crop_images
+from agelib.faces.images import Rejected
+from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import atomic, read_json, sha256, write_json
 from agelib.labels import RACES
 
-if TYPE_CHECKING:  # loading it would load TensorFlow
-    from agelib.faces.detector import FaceDetector
-
 UNIT_ROWS = 2048
 REJECTED = "rejected.csv"
-PARTS = "parts"  # notes of finished shards, until the manifest takes them over
-
-BATCH = 64
-_THREADS = 2
-_AHEAD = 2  # batches
-_MAX_SIDE = 1024  # pixels of an image in memory: more than any crop has, and batches stay small
-
-_Image = np.ndarray | Rejected
+PARTS = "parts"  # records of finished shards, until the manifest holds them
 
 
 def clean(
@@ -65,9 +52,9 @@ def clean(
     """Turns a data set into shards in `data/faces/<name>`; finished shards are kept.
 
     Args:
-        name: The data set's.
+        name: The data set's name.
         config: All settings.
-        on_shard: Called with a shard's files as soon as they are whole.
+        on_shard: Called with the files of each shard once they are complete.
 
     Returns:
         The manifest.
@@ -79,13 +66,17 @@ def clean(
     return clean_table(table, images, config.faces / name, name, config, on_shard)
 
 
-def is_of_now(name: str, config: Config) -> bool:
+def is_current(name: str, config: Config) -> bool:
     """Tells whether the shards in `data/faces/<name>`, if any, are of these labels and settings."""
-    folder = config.faces / name
+    origin = _origin(read_table(name, config), images_folder(name, config), name, config)
+    return all(origin.items() <= record.items() for record in _records(config.faces / name))
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Returns a face set's manifest, or the records of a run that was cut off."""
     manifest = folder / shards.MANIFEST
-    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
-    head = _head(read_table(name, config), images_folder(name, config), name, config)
-    return all(head.items() <= read_json(path).items() for path in records)
+    paths = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
+    return map(read_json, paths)
 
 
 def clean_table(
@@ -99,11 +90,11 @@ def clean_table(
     """Turns any labelled images into shards.
 
     Args:
-        table: As `read_table` returns it; without `age_high` all ages are exact.
+        table: From `read_table`; without `age_high` all ages are exact.
         images: The folder that the table's paths are relative to.
-        folder: Where the shards go.
+        folder: The folder for the shards.
         name: The data set's name, for the manifest.
-        config: Gives the crop's size and margin and the number of workers.
+        config: Gives the crop and the number of workers.
         on_shard: As for `clean`.
 
     Returns:
@@ -113,16 +104,16 @@ def clean_table(
         AgelibError: If the folder holds crops made with other settings or from other images.
     """
     units = _units(table)
-    head = _head(table, images, name, config)
-    done = _finished(folder, head, config.drive / "faces" / name)
+    origin = _origin(table, images, name, config)
+    done = _finished(folder, origin, config.drive / "faces" / name)
     todo = {stem: rows for stem, rows in units.items() if stem not in done}
     if not todo and (folder / shards.MANIFEST).exists():
-        return _leave(table, folder)
+        return _finish(table, folder)
     need_space(folder, sum(len(rows) for rows in todo.values()) * config.crop_size**2)
     parts = folder / PARTS
     workers = min(effective_n_jobs(config.workers), max(1, len(todo)))
     jobs = (
-        delayed(_clean_unit)(rows, images, folder, stem, head, alone=workers == 1)
+        delayed(_clean_unit)(rows, images, folder, stem, origin, shared=workers > 1)
         for stem, rows in todo.items()
     )
     total = sum(len(rows) for rows in units.values())
@@ -132,7 +123,7 @@ def clean_table(
             bar.update(shard["rows"])
             if on_shard and (parts / f"{stem}.json").exists():
                 on_shard([*(folder / file for file in shard["files"]), parts / f"{stem}.json"])
-    manifest = _manifest(table, {stem: done[stem] for stem in units}, head)
+    manifest = _manifest(table, {stem: done[stem] for stem in units}, origin)
     _write_rejected(folder / REJECTED, table, manifest)
     write_json(folder / shards.MANIFEST, manifest)
     shutil.rmtree(parts, ignore_errors=True)
@@ -149,14 +140,14 @@ def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[str, Any]:
-    """Returns what a shard's content depends on; shards of another head are not ours."""
+def _origin(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[str, Any]:
+    """Returns what a shard's content depends on; shards of another origin are not mixed in."""
     columns = ("path", "age", "age_high", "gender", "person", "race", "split", "reject")
     labels = table[[column for column in columns if column in table]]
     labels = labels[labels["reject"] != "unlabelled"]
     usable = labels["reject"] == ""
-    if is_loose(images):  # archives are verified whole, but anybody may mend a photo
-        with reading(images):  # what cannot be read just now has not changed
+    if is_loose(images):  # archives are verified, but a user may edit a photo
+        with reading(images):  # a file that cannot be read now has not changed
             photos = labels["path"].where(usable).map(partial(_photo, images))
         labels = labels.assign(photo=photos)
     # As text, which is the same whatever pandas makes of missing numbers.
@@ -164,7 +155,7 @@ def _head(table: pd.DataFrame, images: Path, name: str, config: Config) -> dict[
     return {
         "format": shards.FORMAT,
         "dataset": name,
-        "crop": config.crop,
+        "crop": config.crop.to_json(),
         "races": _races(table),
         "official": _official(table),
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
@@ -181,16 +172,16 @@ def _official(table: pd.DataFrame) -> list[str]:
 
 
 def _races(table: pd.DataFrame) -> list[str]:
-    """Returns the names of a set's races: those of its own words, or what UTKFace's codes mean."""
+    """Returns the names of a set's races: its own words, or the meaning of UTKFace's codes."""
     races = table["race"].dropna()
     return list(RACES) if pd.api.types.is_numeric_dtype(races) else sorted(races.unique())
 
 
 def _photo(images: Path, path: str) -> str:
-    """Returns a photo's SHA-256, or nothing of one that is of no use."""
+    """Returns a photo's SHA-256, empty for one that cannot be used."""
     try:
         return "" if pd.isna(path) else retrying(sha256)(images / path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):  # which cleaning will say
+    except (FileNotFoundError, IsADirectoryError, PermissionError):  # which cleaning will report
         return ""
 
 
@@ -200,63 +191,58 @@ def _run(jobs: Iterable, workers: int) -> Iterator[tuple[str, dict]]:
         yield from Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
     except BrokenExecutor as error:
         raise AgelibError(
-            "A worker process died, most likely for want of memory: run this again with fewer "
-            "--workers; finished shards are kept."
+            "A worker process died, most likely because the memory is full: run this again with "
+            "fewer --workers; finished shards are kept."
         ) from error
 
 
-def _finished(folder: Path, head: dict, copy: Path) -> dict[str, dict]:
-    """Returns the shards that are there already: of a finished run, and of one cut off."""
+def _finished(folder: Path, origin: dict, copy: Path) -> dict[str, dict]:
+    """Returns the shards that exist: of a finished run, or of one that was cut off."""
     done = {}
-    manifest = folder / shards.MANIFEST
-    records = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
-    for path in records:
-        record = read_json(path)
-        for key, value in head.items():
-            if record.get(key) != value:
-                made = f"with {key} {record.get(key)}, but {value} is asked for"
-                if key == "table":
-                    made = (
-                        "of other images or labels (the archive, a source or --val-fraction is new)"
-                    )
-                places = " and ".join(
-                    str(place) for place in (folder, copy) if os.path.exists(place)
-                )
-                raise AgelibError(
-                    f"{folder} was made {made}: use the same settings, or delete {places}."
-                )
+    places = [place for place in (folder, copy) if os.path.exists(place)]
+    for record in _records(folder):
+        Crop.from_json(origin["crop"]).check(Crop.from_json(record["crop"]), *places)
+        for key, value in origin.items():
+            if record.get(key) == value:
+                continue
+            made = f"with {key} {record.get(key)}, but {value} is asked for"
+            if key == "table":
+                made = "of other images or labels (the archive, a source or --val-fraction is new)"
+            raise AgelibError(
+                f"{folder} was made {made}: use the same settings, or delete "
+                f"{' and '.join(map(str, places))}."
+            )
         done.update(record["shards"])
     return {
-        stem: shard
-        for stem, shard in done.items()
-        if shards.shard_is_whole(folder, shard, hashes=False)
+        stem: shard for stem, shard in done.items() if shards.is_intact(folder, shard, hashes=False)
     }
 
 
 def _clean_unit(
-    rows: pd.DataFrame, images: Path, folder: Path, stem: str, head: dict, alone: bool
+    rows: pd.DataFrame, images: Path, folder: Path, stem: str, origin: dict, shared: bool
 ) -> tuple[str, dict]:
-    """Writes one shard and, last, the note that says it is whole."""
+    """Writes one shard and then the record that says it is complete."""
     records = rows.to_dict("records")
     paths = [Path(images) / row["path"] for row in records]
-    jpegs, kept, rejected = [], [], []
-    for row, result in zip(records, crop_images(paths, head["crop"], alone), strict=True):
+    jpegs, faces, rejected = [], [], []
+    crops = crop_images(paths, Crop.from_json(origin["crop"]), shared)
+    for row, result in zip(records, crops, strict=True):
         if isinstance(result, Rejected):
             rejected.append([row["path"], result.reason])
             continue
         race = -1 if pd.isna(row["race"]) else row["race"]
-        race = head["races"].index(race) if isinstance(race, str) else race
+        race = origin["races"].index(race) if isinstance(race, str) else race
         row = {"age_high": row["age"]} | row
-        kept.append(row | {"race": race, "person": person_hash(row["person"])})
+        faces.append(row | {"race": race, "person": person_hash(row["person"])})
         jpegs.append(result)
-    files = shards.write_shard(folder, stem, jpegs, kept)
-    shard = {"rows": len(rows), "faces": len(kept), "files": files, "rejected": rejected}
-    write_json(folder / PARTS / f"{stem}.json", head | {"shards": {stem: shard}})
+    files = shards.write_shard(folder, stem, jpegs, faces)
+    shard = {"rows": len(rows), "faces": len(faces), "files": files, "rejected": rejected}
+    write_json(folder / PARTS / f"{stem}.json", origin | {"shards": {stem: shard}})
     return stem, shard
 
 
-def _leave(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a finished set, with all that belongs beside it and no more."""
+def _finish(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a finished set; writes `rejected.csv` if a cut-off run did not."""
     manifest = shards.read_manifest(folder)
     if not (folder / REJECTED).exists():
         _write_rejected(folder / REJECTED, table, manifest)
@@ -264,7 +250,7 @@ def _leave(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _manifest(table: pd.DataFrame, done: dict[str, dict], head: dict) -> dict[str, Any]:
+def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[str, Any]:
     """Returns the manifest: settings, versions, counts per split and reason, every shard."""
     counts = count_reasons(table).drop("kept", errors="ignore").to_dict()
     splits: dict[str, int] = {}
@@ -273,7 +259,7 @@ def _manifest(table: pd.DataFrame, done: dict[str, dict], head: dict) -> dict[st
         splits[split] = splits.get(split, 0) + shard["faces"]
         for _, reason in shard["rejected"]:
             counts[reason] = counts.get(reason, 0) + 1
-    return head | {
+    return origin | {
         "versions": {name: version(name) for name in ("mtcnn", "numpy", "pillow", "tensorflow")},
         "rows": len(table),
         "counts": {"kept": sum(splits.values()), **{k: int(v) for k, v in counts.items()}},
@@ -291,102 +277,8 @@ def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
         rejected.to_csv(partial, index=False, errors="surrogateescape")
 
 
-@functools.cache
-def detector(alone: bool) -> "FaceDetector":
-    """Returns this process' detector.
-
-    Args:
-        alone: Whether this process has the machine to itself. One of several keeps to a core and
-            leaves the GPU to whoever trains: each would claim all of its memory.
-    """
-    from agelib.backend import tf
-    from agelib.faces.detector import FaceDetector
-
-    if not alone:
-        # A process that has computed before keeps its settings.
-        with suppress(RuntimeError):
-            tf.config.set_visible_devices([], "GPU")
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-    return FaceDetector()
-
-
-def crop_images(
-    paths: Sequence[Path | bytes], crop: dict[str, Any], alone: bool
-) -> Iterator[bytes | Rejected]:
-    """Finds and crops the face that each image is about.
-
-    Args:
-        paths: Image files, or their bytes.
-        crop: Settings of `crop_face`.
-        alone: As for `detector`.
-
-    Yields:
-        For each image, in order, the JPEG of its face crop, or why there is none.
-    """
-    batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
-    detect = detector(alone).detect
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = _ahead(pool, _read, batches)
-        detected = ((images, detect(list(_readable(images)))) for images in read)
-        for results in _ahead(pool, functools.partial(_encode, crop=crop), detected):
-            yield from results
-
-
-def _ahead(pool: Executor, call: Callable, items: Iterable) -> Iterator:
-    """Yields `call(item)` for each item, in order, a few of them computed ahead."""
-    pending: deque = deque()
-    for item in items:
-        pending.append(pool.submit(call, item))
-        if len(pending) > _AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _read(paths: Sequence[Path | bytes]) -> list[_Image]:
-    return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
-
-
-def _readable(images: Iterable[_Image]) -> Iterator[np.ndarray]:
-    return (image for image in images if not isinstance(image, Rejected))
-
-
-def _encode(
-    batch: tuple[list[_Image], list[list[Face]]], crop: dict[str, Any]
-) -> list[bytes | Rejected]:
-    images, found = batch
-    faces = iter(found)
-    return [
-        image
-        if isinstance(image, Rejected)
-        else _or_rejected(_encode_face, image, next(faces), crop)
-        for image in images
-    ]
-
-
-def _encode_face(image: np.ndarray, faces: list[Face], crop: dict[str, Any]) -> bytes:
-    return encode_jpeg(crop_face(image, choose_face(faces, image.shape), **crop))
-
-
-def _or_rejected(call: Callable, *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except Rejected as reason:
-        # A traceback would keep the whole batch in memory.
-        return reason.with_traceback(None)
-
-
 def check_splits(names: Iterable[str], config: Config) -> None:
-    """Makes sure that face sets were split as the settings ask: the hash of each person tells.
-
-    Args:
-        names: Of the face sets.
-        config: As for `read_table`.
-
-    Raises:
-        AgelibError: If one was split otherwise.
-    """
+    """Raises AgelibError if face sets were split by other settings, as hashes of persons show."""
     check_sources(config)
     for name in names:
         folder = config.faces / name

@@ -1,4 +1,4 @@
-"""Faces in an image: the one that it is about, and its crop."""
+"""The main face of an image, and its crop."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from agelib.config import Crop
 from agelib.faces.images import Rejected, resize
 
 PORTRAIT_CANVAS = 72  # pixels per side that suffice to find the face of a portrait
@@ -51,7 +52,7 @@ class Face:
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
-    """Chooses the face that an image is about: the most central one.
+    """Returns the main face of an image: the most central one.
 
     Args:
         faces: The image's faces.
@@ -73,7 +74,7 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
     for i, face in enumerate(faces):
         similar = (face.size / chosen.size) ** 2 >= _RIVAL_AREA
         if i != best and similar and distances[i] - distances[best] < _RIVAL_DISTANCE:
-            raise Rejected("ambiguous", "The image has two faces that it could be about.")
+            raise Rejected("ambiguous", "The image has two faces that could be the main one.")
     if chosen.size < MIN_FACE:
         raise Rejected("small_face", f"The face is smaller than {MIN_FACE} pixels.")
     if chosen.inside(shape) < _MIN_INSIDE:
@@ -81,34 +82,28 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
     return chosen
 
 
-def crop_face(
-    image: np.ndarray, face: Face, crop_size: int, margin: float, align: bool = False
-) -> np.ndarray:
-    """Cuts out a face: its box made square, widened, scaled.
-
-    Where the square leaves the image, the image's border is repeated.
+def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
+    """Cuts out a face: its box made square, widened, scaled; the image's border is repeated.
 
     Args:
         image: RGB uint8.
         face: A face of this image.
-        crop_size: Pixels per side of the result.
-        margin: Widening on each side, in box widths.
-        align: Whether to turn the face so that its eyes are level.
+        crop: How to cut it out.
 
     Returns:
-        RGB uint8 of shape (crop_size, crop_size, 3).
+        RGB uint8 of shape (crop.size, crop.size, 3).
     """
     left, top, right, bottom = face.box
     centre = (left + right) / 2, (top + bottom) / 2
-    side = face.size * (1 + 2 * margin)
-    if not align:
-        return resize(_cut_square(image, centre, side), (crop_size, crop_size))
-    # Turned at its own resolution, and scaled after that: scaling averages, turning does not.
+    side = face.size * (1 + 2 * crop.margin)
+    if not crop.align:
+        return resize(_cut_square(image, centre, side), (crop.size, crop.size))
+    # Turned before it is scaled: scaling averages, turning does not.
     wide = _cut_square(image, centre, side * math.sqrt(2))
     middle = (wide.shape[1] - 1) / 2, (wide.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D(middle, face.tilt, 1)
     level = cv2.warpAffine(wide, turn, wide.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-    return resize(_cut_square(level, np.add(middle, 0.5), side), (crop_size, crop_size))
+    return resize(_cut_square(level, np.add(middle, 0.5), side), (crop.size, crop.size))
 
 
 def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:
@@ -120,7 +115,7 @@ def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.n
 
 
 def _span(start: int, size: int, limit: int) -> tuple[int, int, int, int]:
-    """Splits a stretch of pixels: its part inside 0 to limit, at least one, and what is around."""
+    """Returns the ends of a span inside 0 to limit, and how many pixels lie before and after."""
     first, last = (min(max(i, 0), limit - 1) for i in (start, start + size - 1))
     before = min(max(-start, 0), size - 1)
     return first, last + 1, before, size - before - (last + 1 - first)

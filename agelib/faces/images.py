@@ -21,8 +21,8 @@ _JPEG_END = b"\xff\xd9"
 _PHONE_FORMATS = (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 
-# Odd EXIF entries, large images; what matters is an error. Here, as the filters of a single call
-# are not safe among threads.
+# Of odd EXIF entries and large images; real trouble is an error. At import, as `catch_warnings` is
+# not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -38,29 +38,29 @@ def read_image(
     source: str | os.PathLike | bytes | bytearray | memoryview | Image.Image,
     max_side: int | None = None,
 ) -> np.ndarray:
-    """Reads an image of any common format upright, as its EXIF orientation says.
+    """Reads an image of any common format, turned upright by its EXIF orientation.
 
     Args:
-        source: A file's path, its bytes, or what Pillow made of it.
-        max_side: If given, images with a longer side than this are scaled down to it.
+        source: A file's path, its bytes, or a Pillow image.
+        max_side: If given, images with a longer side are scaled down to it.
 
     Returns:
         RGB uint8 of shape (height, width, 3).
 
     Raises:
-        Rejected: For the reason "unreadable", if it is no image, cut short or too large.
+        Rejected: "unreadable", if it is no image, cut short or too large.
     """
     name = source if isinstance(source, str | os.PathLike) else "the image"
     file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     try:
         return _decode(file, max_side)
-    # Pillow's decoders raise nearly anything on damaged files, and say it in terms of their own.
+    # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
         if isinstance(error, Image.DecompressionBombError):
             why = f"more than {MAX_PIXELS // 1_000_000} megapixels"
         else:
             why = getattr(error, "strerror", None) or _why_unreadable(file)
-    # Not from the decoder's error, whose traceback keeps the image: cleaning collects rejections.
+    # Outside `except`: cleaning collects rejections, and the decoder's error keeps its image alive.
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
 
 
@@ -80,7 +80,7 @@ def _content(file: str | os.PathLike | io.BytesIO) -> bytes:
 def _decode(file: str | os.PathLike | io.BytesIO | Image.Image, max_side: int | None) -> np.ndarray:
     if isinstance(file, Image.Image):
         _check_size(file)
-        # Turned in place, it would no longer be the caller's.
+        # A copy, as it is turned in place.
         return _pixels(file.copy(), max_side)
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         _check_size(image)
@@ -97,9 +97,9 @@ def _decode(file: str | os.PathLike | io.BytesIO | Image.Image, max_side: int | 
 def _decode_without_end(content: bytes, max_side: int | None) -> np.ndarray:
     """Decodes a JPEG that lacks its end mark, if all of its pixels are there.
 
-    Pixels that are missing would be made of whatever lies before the mark.
+    Missing pixels would be decoded from the bytes that are filled in, so two fillings must agree.
     """
-    content = content.rstrip(_JPEG_END[:1])  # half of the mark would make one of the filling
+    content = content.rstrip(_JPEG_END[:1])  # half a mark would make one with the filling
     with_mark, with_filling = (
         _decode(io.BytesIO(content + filling + _JPEG_END), max_side)
         for filling in (b"", bytes(range(254, -1, -1)))
@@ -123,7 +123,7 @@ def _pixels(image: Image.Image, max_side: int | None) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    # In place, as a copy of a large photo is large. Damaged EXIF is no reason to lose one.
+    # In place, as a copy of a large photo is large. A photo with damaged EXIF can still be used.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
@@ -132,7 +132,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey levels of 16 or 32 bits by the range that they need: that of 8, 12 or 16 bits."""
+    """Scales grey levels of 16 or 32 bits by their range: 8, 12 or 16 bits."""
     values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
     top = float(values.max())
     # Floats often go from 0 to 1.

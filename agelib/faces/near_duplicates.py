@@ -1,8 +1,8 @@
-"""Near-duplicates: faces that are one photo, whatever their labels and file names say.
+"""Near-duplicates: faces that come from one photo.
 
-Data sets show one photo several times, saved anew, in grey, or cut out around another box. Most
-pairs of faces are told apart by the correlation of their pixels at 10 x 10; of the few that are
-left, one is laid over the other (shifted, turned, scaled) before their pixels are compared.
+Data sets hold one photo several times: saved again, in grey, or cut out around another box. The
+correlation of their pixels at 10 x 10 rules out most pairs of faces. In the others one face is
+aligned with the other (shifted, turned, scaled) before their pixels are compared.
 """
 
 from collections.abc import Iterator
@@ -11,26 +11,28 @@ from typing import Any
 
 import cv2
 import numpy as np
+from joblib import cpu_count
 
+from agelib.faces.cropping import map_ahead
 from agelib.faces.shards import FaceSet
 
-# Looked at in WIKI, UTKFace, APPA-REAL and All-Age-Faces: pairs above it are one photo; faces that
-# only look alike reach 0.984, and are half of the pairs at 0.98.
+# Checked by eye in WIKI, UTKFace, APPA-REAL and All-Age-Faces: pairs above it are one photo; faces
+# that only look alike reach 0.984, and are half of the pairs at 0.98.
 THRESHOLD = 0.985
 SIDE = 40  # pixels of a thumbnail
 _COARSE = 10  # pixels that all pairs are compared at
 _LEAST_CONTRAST = 2.0  # grey levels: below it a picture is blank but for noise
 _BLOCK = 2048  # rows and columns of correlations at a time, 16 MB
-# The correlation from which a pair is worth a closer look: first shifted, in 20 microseconds, then
+# The correlation from which a pair is compared closely: first shifted, in 20 microseconds, then
 # turned and scaled too, in 100.
-_ALIKE = 0.9
+_SIMILAR = 0.9
 _SHIFT = 3  # pixels, each way
 _BORDER = 4  # pixels that need not be on both photos
-_STEPS = (cv2.TERM_CRITERIA_COUNT, 2, 0)  # later ones jump about the best place
+_STEPS = (cv2.TERM_CRITERIA_COUNT, 2, 0)  # later ones oscillate
 
 
 def thumbnails(faces: FaceSet | np.ndarray) -> np.ndarray:
-    """Returns what `near_duplicates` compares: small, grey, and smooth.
+    """Returns what `near_duplicates` compares: small grey images, smoothed.
 
     Args:
         faces: A face set, or RGB uint8 of shape (n, height, width, 3).
@@ -52,14 +54,14 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 def near_duplicates(
     a: np.ndarray, b: np.ndarray | None = None, threshold: float = THRESHOLD
 ) -> np.ndarray:
-    """Finds the pairs of thumbnails that show one photo.
+    """Returns the pairs of thumbnails that show one photo.
 
-    A photo and its mirror image are no pair: they are rare, and would take as long again.
+    A photo and its mirror image are no pair: they are rare, and would take the same time again.
 
     Args:
-        a: As `thumbnails` returns them.
+        a: From `thumbnails`.
         b: Others to compare `a` with; without them `a` is compared with itself, each pair once.
-        threshold: Correlation of their pixels, up to 1, once one is laid over the other.
+        threshold: Least correlation of their pixels, up to 1, after one is aligned with the other.
 
     Returns:
         Indices, int64 of shape (pairs, 2): into `a` and `b`, or both into `a`, the lower first.
@@ -70,13 +72,14 @@ def near_duplicates(
         same = [_is_one_photo(a[i], others[j], threshold) for i, j in pairs]
         return pairs[np.array(same, bool)]
 
-    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run
-        blocks = pool.map(of_one_photo, _alike(_coarse(a), None if b is None else _coarse(b)))
+    similar = _similar(_coarse(a), None if b is None else _coarse(b))
+    with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV releases the GIL
+        blocks = map_ahead(pool, of_one_photo, similar, 2 * cpu_count())
         return np.concatenate([np.empty((0, 2), np.int64), *blocks])
 
 
 def _coarse(thumbs: np.ndarray) -> np.ndarray:
-    """Returns pixels of mean 0 and length 1, float32 of shape (n, 100); zeros where it is blank."""
+    """Returns pixels of mean 0 and length 1, float32 of shape (n, 100); zeros of a blank image."""
     step = SIDE // _COARSE
     pixels = thumbs.reshape(-1, _COARSE, step, _COARSE, step).mean((2, 4), dtype=np.float32)
     pixels = pixels.reshape(-1, _COARSE**2)
@@ -85,29 +88,29 @@ def _coarse(thumbs: np.ndarray) -> np.ndarray:
     return np.where(length < _LEAST_CONTRAST * _COARSE, 0, pixels / np.maximum(length, 1))
 
 
-def _alike(a: np.ndarray, b: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Yields the pairs to compare closely, block by block: all correlations fit no memory."""
+def _similar(a: np.ndarray, b: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yields the pairs to compare closely, in blocks: all correlations fill the memory."""
     others = a if b is None else b
     for row in range(0, len(a), _BLOCK):
         for column in range(row if b is None else 0, len(others), _BLOCK):
             block = a[row : row + _BLOCK] @ others[column : column + _BLOCK].T
             # Faster than np.nonzero of two dimensions.
-            found = np.unravel_index(np.flatnonzero(block > _ALIKE), block.shape)
+            found = np.unravel_index(np.flatnonzero(block > _SIMILAR), block.shape)
             pairs = np.stack(found, axis=1) + np.array([row, column])
             yield pairs if b is not None else pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _is_one_photo(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
-    """Tells whether one thumbnail, laid over the other as well as can be, equals it.
+    """Tells whether one thumbnail equals the other after it is aligned with it.
 
-    By the enhanced correlation coefficient of Evangelidis & Psarakis, "Parametric Image Alignment
-    Using Enhanced Correlation Coefficient Maximization", PAMI 2008.
+    Evangelidis & Psarakis, "Parametric Image Alignment Using Enhanced Correlation Coefficient
+    Maximization", PAMI 2008.
     """
     middle = one[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT]
     _, correlation, _, (x, y) = cv2.minMaxLoc(
         cv2.matchTemplate(other, middle, cv2.TM_CCOEFF_NORMED)
     )
-    if correlation < _ALIKE:
+    if correlation < _SIMILAR:
         return False
     shift, inside = np.eye(2, 3, dtype=np.float32), np.zeros((SIDE, SIDE), np.uint8)
     shift[:, 2] = x - _SHIFT, y - _SHIFT
@@ -116,7 +119,7 @@ def _is_one_photo(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
         correlation, _ = cv2.findTransformECC(
             one, other, shift, cv2.MOTION_AFFINE, _STEPS, inside, gaussFiltSize=1
         )
-    except cv2.error:  # nothing to go by, or every step makes it worse
+    except cv2.error:  # too little contrast, or every step makes it worse
         return False
     return correlation > threshold
 
@@ -142,11 +145,11 @@ def label_agreement(faces: Any, pairs: np.ndarray) -> dict[str, Any]:
 
     Args:
         faces: Anything with `age`, `age_branch` and `gender`, each of shape (n,).
-        pairs: As `near_duplicates` returns them for these faces.
+        pairs: From `near_duplicates`.
 
     Returns:
-        JSON types: the number of `pairs`; the shares whose `age_branch` and `gender` are the same;
-        and the mean `age_difference` in years. None in place of each if there are no pairs.
+        The number of `pairs`; the shares whose `age_branch` and `gender` are the same; and the mean
+        `age_difference` in years. Each is None if there are no pairs.
     """
     one, other = pairs.T
     agreement = {

@@ -1,7 +1,7 @@
 """Shards: many faces in two .npy files that load without pickle and map into memory.
 
 `<name>.images.npy` holds JPEG files end to end, uint8; `<name>.index.npy` says, face by face, where
-each one lies and who it shows. `manifest.json` names every shard with its size and SHA-256.
+each one lies and who it shows. `manifest.json` lists every shard with its size and SHA-256.
 """
 
 import copy
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from agelib import AgelibError
+from agelib.config import Crop
 from agelib.files import atomic, read_json, remove_partials, sha256
 from agelib.labels import age_branch
 
@@ -27,13 +28,13 @@ MANIFEST = "manifest.json"
 
 
 def index_type(path_bytes: int) -> np.dtype:
-    """Returns the type of an index entry whose paths take at most so many bytes."""
+    """Returns the type of an index entry with paths of at most `path_bytes`."""
     return np.dtype(
         [
             ("offset", "<i8"),
             ("length", "<i4"),
-            ("age", "<i2"),  # of a range the lowest year
-            ("age_high", "<i2"),  # of a range the highest year, else equal to age
+            ("age", "<i2"),  # the lowest year of a range
+            ("age_high", "<i2"),  # the highest year of a range, else equal to age
             ("gender", "i1"),
             ("race", "i1"),  # numbers the manifest's races; -1 where unknown
             ("person", "<u8"),
@@ -55,10 +56,10 @@ def decode_jpeg(content: bytes) -> np.ndarray:
 
 
 def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[dict]) -> dict:
-    """Writes a shard's two files, each whole or not at all.
+    """Writes a shard's two files, each completely or not at all.
 
     Args:
-        folder: Where to.
+        folder: The face set's.
         name: For example "train-00000".
         jpegs: One JPEG file for each face.
         rows: For each face: age, age_high, gender, race, person (a hash) and path.
@@ -104,20 +105,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_crop(folder: Path) -> Crop:
+    """Returns how the faces of a set were cut out; raises like `read_manifest`."""
+    return Crop.from_json(read_manifest(folder)["crop"])
+
+
 def damaged_shards(folder: Path) -> list[str]:
-    """Names the shards of a face set that are not what the manifest says, by size and SHA-256."""
-    return [
-        name
-        for name, shard in read_manifest(folder)["shards"].items()
-        if not shard_is_whole(folder, shard, hashes=True)
-    ]
+    """Returns the shards of a face set whose size or SHA-256 differs from the manifest's."""
+    shards = read_manifest(folder)["shards"].items()
+    return [name for name, shard in shards if not is_intact(folder, shard, hashes=True)]
 
 
-def shard_is_whole(folder: Path, shard: dict, *, hashes: bool) -> bool:
-    """Tells whether a shard's files have the sizes, and if asked the hashes, noted for them.
-
-    To read every file for its hash takes a while; sizes take none.
-    """
+def is_intact(folder: Path, shard: dict, *, hashes: bool) -> bool:
+    """Tells whether a shard's files have the recorded sizes and, if asked, the recorded hashes."""
     for name, expected in shard["files"].items():
         path = Path(folder) / name
         if not path.exists() or path.stat().st_size != expected["size"]:
@@ -128,7 +128,7 @@ def shard_is_whole(folder: Path, shard: dict, *, hashes: bool) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """Returns a checksum of all faces of a set, whichever versions of libraries wrote them."""
+    """Returns a checksum of all faces of a set; it does not depend on versions of libraries."""
     files = [shard["files"] for shard in read_manifest(folder)["shards"].values()]
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -142,28 +142,30 @@ class FaceSet:
 
     Attributes:
         crop_size: Pixels per side of each face.
-        index: What the shards say of each face, of the type of `index_type`.
-        source: Numbers of the data sets that the faces are from, int64 of shape (n,).
+        index: The shards' entries, see `index_type`.
+        source: Numbers the data sets in `sources`, int64 of shape (n,).
         sources: The data sets' names.
-        race: Numbers of races, -1 where unknown, int64 of shape (n,).
-        races: Their names; empty where no set names any.
+        race: Numbers the names in `races`, -1 where unknown, int64 of shape (n,).
+        races: Empty where no set has any.
 
     Raises:
-        AgelibError: If a folder has no such faces, or a shard cannot be read.
+        AgelibError: If there are no such faces, or a shard cannot be read.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
         self.split = split
         self._images: list[np.ndarray] = []
-        indices, shard_ids, sizes = [], [], set()
+        indices, shard_ids = [], []
         sources, manifests = [], [read_manifest(folder) for folder in folders]
         self.sources = tuple(manifest["dataset"] for manifest in manifests)
+        crop = Crop.from_json(manifests[0]["crop"])
+        self.crop_size = crop.size
         codes: dict[str, int] = {}
         races = []
         for number, (folder, manifest) in enumerate(
             zip(map(Path, folders), manifests, strict=True)
         ):
-            sizes.add(manifest["crop"]["crop_size"])
+            crop.check(Crop.from_json(manifest["crop"]), folder, user=f"{folders[0]} beside it")
             # Two sets may number the same races otherwise; -1 takes the last.
             own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
             for name in manifest["shards"]:
@@ -177,9 +179,6 @@ class FaceSet:
         places = ", ".join(str(folder) for folder in folders)
         if not sum(map(len, indices)):
             raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
-        if len(sizes) > 1:
-            raise AgelibError(f"{places} hold crops of sizes {sorted(sizes)}: clean them alike.")
-        self.crop_size = sizes.pop()
         self.index = np.concatenate(indices)
         self._shard = np.concatenate(shard_ids)
         self.source = np.concatenate(sources)
@@ -202,17 +201,17 @@ class FaceSet:
 
     @property
     def age(self) -> np.ndarray:
-        """Whole years, of a range the lowest, int64 of shape (n,)."""
+        """Whole years, the lowest of a range, int64 of shape (n,)."""
         return self.index["age"].astype(np.int64)
 
     @property
     def age_high(self) -> np.ndarray:
-        """The highest year of a range, equal to `age` where that is known; int64 of shape (n,)."""
+        """The highest year of a range, equal to an exact `age`, int64 of shape (n,)."""
         return self.index["age_high"].astype(np.int64)
 
     @cached_property
     def age_branch(self) -> np.ndarray:
-        """0 to 4, of a range that of its middle year, int64 of shape (n,)."""
+        """0 to 4, that of the middle year of a range, int64 of shape (n,)."""
         return age_branch((self.age + self.age_high) // 2)
 
     @property
@@ -251,6 +250,6 @@ def _load(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise AgelibError(
-            f"{path} is missing or damaged ({error}): run the clean step again, it rebuilds the "
-            "shard alone."
+            f"{path} is missing or damaged ({error}): run the clean step again, it rebuilds only "
+            "this shard."
         ) from error

@@ -1,4 +1,4 @@
-"""How training images are varied, so that the network learns faces and not photographs."""
+"""Augmentation: the layers that vary training images."""
 
 import math
 from typing import Any
@@ -7,10 +7,10 @@ from agelib.backend import keras, tf
 
 
 def build_augmentation() -> keras.Sequential:
-    """Returns the layers that vary training images of 0 to 255, and do nothing otherwise.
+    """Returns the layers that vary images of 0 to 255 in training, and do nothing otherwise.
 
-    Old photos are grey and soft, phones take dark and coloured ones, and no two detectors cut a
-    face in quite the same place; a network that takes any of these for age is wrong elsewhere.
+    Old photos are grey and blurred, photos of phones are dark or coloured, and each detector places
+    its boxes a little differently. A network must not take any of these for age.
     """
     layers = [
         keras.layers.RandomFlip("horizontal", name="flip"),
@@ -26,76 +26,83 @@ def build_augmentation() -> keras.Sequential:
     return keras.Sequential(layers, name="augmentation")
 
 
-@keras.saving.register_keras_serializable("agelib")
-class RandomLight(keras.layers.Layer):
-    """Lights each image by amounts of its own: exposure, gamma, colour of the light, contrast.
+class _RandomLayer(keras.layers.Layer):
+    """Varies images in training, with random numbers of its own."""
 
-    Args:
-        darkest: The least share of the light that is left; every fourth image is made darker.
-        gamma: The largest change of the logarithm of gamma.
-        colour: The largest change of a channel's gain.
-        contrast: The largest change of the distance from the mean.
-        **kwargs: As for every Keras layer.
-    """
+    _settings: tuple[str, ...] = ()  # the arguments of __init__
 
-    def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.darkest, self.gamma, self.colour, self.contrast = darkest, gamma, colour, contrast
         self._generator = keras.random.SeedGenerator()
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Varies float images of 0 to 255, of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        batch, channels = keras.ops.shape(images)[0], images.shape[-1]
+        return self._vary(images) if training else images
 
-        def draw(low: float, high: float, last: int = 1) -> tf.Tensor:
-            return keras.random.uniform((batch, 1, 1, last), low, high, "float32", self._generator)
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
 
-        # In full floats: half ones cannot tell dark pixels apart.
-        lit = keras.ops.clip(keras.ops.cast(images, "float32") / 255, 1e-4, 1)
-        gain = 1 + draw(-self.colour, self.colour, channels)
-        dark = keras.ops.exp(draw(math.log(self.darkest), 0))
-        gain *= keras.ops.where(draw(0, 1) < 0.25, dark, 1 + draw(-0.15, 0.15))
-        lit = gain * lit ** keras.ops.exp(draw(-self.gamma, self.gamma))
-        mean = keras.ops.mean(lit, axis=(1, 2, 3), keepdims=True)
-        lit = mean + (lit - mean) * (1 + draw(-self.contrast, self.contrast))
-        return keras.ops.cast(255 * keras.ops.clip(lit, 0, 1), images.dtype)
+    def _draw(self, images: tf.Tensor, low: float, high: float, channels: int = 1) -> tf.Tensor:
+        """Returns random numbers for each image, float32 of shape (batch, 1, 1, channels)."""
+        shape = (keras.ops.shape(images)[0], 1, 1, channels)
+        return keras.random.uniform(shape, low, high, "float32", self._generator)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what Keras needs to make the layer again."""
-        names = ("darkest", "gamma", "colour", "contrast")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: getattr(self, name) for name in self._settings}
 
 
 @keras.saving.register_keras_serializable("agelib")
-class RandomResolution(keras.layers.Layer):
+class RandomLight(_RandomLayer):
+    """Varies the light of each image: exposure, gamma, colour, contrast.
+
+    Args:
+        darkest: Least exposure; every fourth image is made darker.
+        gamma: Largest change of the logarithm of gamma.
+        colour: Largest change of a channel's gain.
+        contrast: Largest change of the distance from the mean.
+        **kwargs: As for every Keras layer.
+    """
+
+    _settings = ("darkest", "gamma", "colour", "contrast")
+
+    def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.darkest, self.gamma, self.colour, self.contrast = darkest, gamma, colour, contrast
+
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
+        # 16-bit floats are too coarse for dark pixels.
+        lit = keras.ops.clip(keras.ops.cast(images, "float32") / 255, 1e-4, 1)
+        gain = 1 + self._draw(images, -self.colour, self.colour, images.shape[-1])
+        dark = keras.ops.exp(self._draw(images, math.log(self.darkest), 0))
+        is_dark = self._draw(images, 0, 1) < 0.25
+        gain *= keras.ops.where(is_dark, dark, 1 + self._draw(images, -0.15, 0.15))
+        lit = gain * lit ** keras.ops.exp(self._draw(images, -self.gamma, self.gamma))
+        mean = keras.ops.mean(lit, axis=(1, 2, 3), keepdims=True)
+        lit = mean + (lit - mean) * (1 + self._draw(images, -self.contrast, self.contrast))
+        return keras.ops.cast(255 * keras.ops.clip(lit, 0, 1), images.dtype)
+
+
+@keras.saving.register_keras_serializable("agelib")
+class RandomResolution(_RandomLayer):
     """Scales some images down to half or a third of their size and up again.
 
     Args:
-        share: Of the images.
+        share: Share of the images, 0 to 1.
         **kwargs: As for every Keras layer.
     """
+
+    _settings = ("share",)
 
     def __init__(self, share: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.share = share
-        self._generator = keras.random.SeedGenerator()
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Varies float images of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        shape = (keras.ops.shape(images)[0], 1, 1, 1)
-        drawn = keras.random.uniform(shape, 0, 1, "float32", self._generator)
-        coarse = keras.ops.where(
-            drawn < self.share / 2, _coarsened(images, 2), _coarsened(images, 3)
-        )
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
+        drawn = self._draw(images, 0, 1)
+        half, third = _coarsened(images, 2), _coarsened(images, 3)
+        coarse = keras.ops.where(drawn < self.share / 2, half, third)
         return keras.ops.where(drawn < self.share, coarse, images)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        return super().get_config() | {"share": self.share}
 
 
 def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
@@ -104,57 +111,46 @@ def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable("agelib")
-class RandomAffine(keras.layers.Layer):
-    """Turns, scales and moves each image by amounts of its own, about its centre.
+class RandomAffine(_RandomLayer):
+    """Turns, scales and moves each image about its centre.
 
     Keras has a layer for each of these; one after the other they blur an image three times.
 
     Args:
-        degrees: The widest turn to either side.
-        scale: The largest change of size; 0.1 is from 0.9 to 1.1.
-        translate: The widest move along either side, as a share of that side, before the rest.
+        degrees: Largest turn to either side.
+        scale: Largest change of size; 0.1 is from 0.9 to 1.1.
+        translate: Largest move along each axis, as a share of that side, before the rest.
         **kwargs: As for every Keras layer.
     """
+
+    _settings = ("degrees", "scale", "translate")
 
     def __init__(self, degrees: float, scale: float, translate: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.degrees, self.scale, self.translate = degrees, scale, translate
-        self._generator = keras.random.SeedGenerator()
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Varies float images of shape (batch, height, width, channels)."""
-        if not training:
-            return images
-        batch = keras.ops.shape(images)[0]
+    def _vary(self, images: tf.Tensor) -> tf.Tensor:
         height, width = images.shape[1:3]
 
         def draw(most: float) -> tf.Tensor:
-            shape = (batch, 1, 1)  # in full floats: half ones cannot tell pixels apart
-            return keras.random.uniform(shape, -most, most, "float32", self._generator)
+            return self._draw(images, -most, most)[..., 0]
 
         angle = draw(math.radians(self.degrees))
         zoom = 1 + draw(self.scale)
         cos, sin = keras.ops.cos(angle) / zoom, keras.ops.sin(angle) / zoom
-        # Each pixel of the result looks up the point of the image that it shows.
+        # For each pixel of the result, the point of the image that it shows.
         x = tf.range(width, dtype=tf.float32) - (width - 1) / 2 - width * draw(self.translate)
         y = tf.range(height, dtype=tf.float32) - (height - 1) / 2
         y = y[:, None] - height * draw(self.translate)
         middle = (width - 1) / 2, (height - 1) / 2
-        return _look_up(images, cos * x - sin * y + middle[0], sin * x + cos * y + middle[1])
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        return super().get_config() | {
-            "degrees": self.degrees,
-            "scale": self.scale,
-            "translate": self.translate,
-        }
+        points = cos * x - sin * y + middle[0], sin * x + cos * y + middle[1]
+        return _sample_bilinear(images, *points)
 
 
-def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Returns the images' colours at points (batch, height, width), beyond an edge those of it.
+def _sample_bilinear(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns the images' colours at points (batch, height, width); the border is repeated.
 
-    TensorFlow has an operation for this, but no TPU can run it.
+    TensorFlow has an operation for this, but it does not run on TPUs.
     """
     height, width, channels = images.shape[1:]
     x, y = keras.ops.clip(x, 0, width - 1), keras.ops.clip(y, 0, height - 1)
@@ -166,10 +162,10 @@ def _look_up(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
     def row(y: tf.Tensor) -> tf.Tensor:
         ends = (tf.gather(pixels, y * width + x, batch_dims=1) for x in (left, right))
-        return _between(*ends, to_right)
+        return _interpolate(*ends, to_right)
 
-    return _between(row(top), row(bottom), down)
+    return _interpolate(row(top), row(bottom), down)
 
 
-def _between(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+def _interpolate(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     return one + (other - one) * share

@@ -1,4 +1,4 @@
-"""What there is to train on, and how: one device or several, in which precision."""
+"""Hardware: which devices train, and in which precision."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ _TENSOR_CORES = (7, 0)  # compute capability, NVIDIA "Training With Mixed Precis
 
 
 def strategy() -> tf.distribute.Strategy:
-    """Returns how to share the work: over a TPU's cores, over several GPUs, or not at all.
+    """Returns TensorFlow's strategy for a TPU, for several GPUs, or for one device.
 
     Raises:
         AgelibError: If there is a TPU that cannot be used.
@@ -18,7 +18,7 @@ def strategy() -> tf.distribute.Strategy:
     if _has_tpu():
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-        # TensorFlow raises ValueError, RuntimeError or an error of its own, as the cause may be.
+        # TensorFlow raises ValueError, RuntimeError or an error of its own.
         except Exception as error:
             raise AgelibError(
                 f"The TPU cannot be used ({first_line(error)}): choose Runtime > Change runtime "
@@ -33,7 +33,7 @@ def strategy() -> tf.distribute.Strategy:
 def even_share(count: int) -> int:
     """Returns the largest number of faces, up to `count`, that the devices in scope share evenly.
 
-    Keras stops at a first batch of which they do not all get as many.
+    Keras fails if the first batch cannot be shared so.
 
     Raises:
         AgelibError: If there are more devices than faces.
@@ -42,7 +42,7 @@ def even_share(count: int) -> int:
     if count < devices:
         raise AgelibError(
             f"{devices} devices cannot share {count} faces at a time: use a larger --batch-size, "
-            "more images, or one device alone (CUDA_VISIBLE_DEVICES=0 in the environment)."
+            "more images, or only one device (CUDA_VISIBLE_DEVICES=0 in the environment)."
         )
     return count - count % devices
 
@@ -53,20 +53,20 @@ def has_accelerator() -> bool:
 
 
 def describe_devices() -> str:
-    """Names what there is to train on, for example "Tesla T4; in mixed_float16"."""
+    """Returns the names of devices and precision, for example "Tesla T4; in mixed_float16"."""
     if _has_tpu():
         return f"TPU; in {precision()}"
     gpus = tf.config.list_physical_devices("GPU")
     details = map(tf.config.experimental.get_device_details, gpus)
     names = [found.get("device_name", "a GPU") for found in details]
-    # Colab's TPU machines bring a TensorFlow that knows nothing of it.
+    # The TensorFlow of Colab's TPU machines does not see the TPU.
     tpu = os.environ.get("TPU_ACCELERATOR_TYPE")
     nothing = f"no GPU, and a TPU ({tpu}) that TensorFlow does not see" if tpu else "no GPU"
     return f"{', '.join(names) or nothing}; in {precision()}"
 
 
 def environment() -> dict[str, str]:
-    """Returns what a run should say of where it was made: versions and hardware."""
+    """Returns the versions and the hardware that a run was made with."""
     lower = os.environ.get("TF_SET_ONEDNN_FPMATH_MODE")  # a CPU's matrices in fewer bits
     return {
         "agelib": __version__,
@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 
 def precision() -> str:
-    """Returns Keras' name of the quickest precision: half floats where hardware is made for them.
+    """Returns Keras' name of the fastest precision: 16 bits where the hardware is made for them.
 
     Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """

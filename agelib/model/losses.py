@@ -1,7 +1,4 @@
-"""What the answers cost in training, and how they are measured: losses and metrics.
-
-They stand beside the network, not with the training, as whoever reads a checkpoint needs them.
-"""
+"""Losses and metrics. They are here, not in `training`, because reading a checkpoint needs them."""
 
 from typing import Any
 
@@ -15,7 +12,7 @@ _GENDER_SMOOTHING = 0.05
 
 
 def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
-    """Returns for each age a bell curve around it, to learn from neighbouring ages too.
+    """Returns for each age a normal distribution around it.
 
     Label distribution learning: Geng et al., "Facial Age Estimation by Learning from Label
     Distributions", AAAI 2010.
@@ -30,25 +27,22 @@ def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
 
 @keras.saving.register_keras_serializable("agelib")
 class AgeLoss(keras.losses.Loss):
-    """What the probabilities of the years 1 to 85 cost, given labels (batch, 2) of lowest, highest.
+    """Loss of the probabilities of the years 1 to 85, given labels (batch, 2): lowest and highest.
 
-    An exact age is learned twice: as a distribution over the years, which knows that 38 is nearly
-    39, and by the probability of its branch, which is what the results table counts. Of a range
-    only the probability of its years is learned.
+    For an exact age it is the cross-entropy to `age_distributions`, for which 38 is nearly 39, plus
+    the negative log-likelihood of its branch. For a range it is that of the range.
     """
 
-    def __init__(self, name: str = "age_loss"):
-        super().__init__(name=name)
-
     def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
-        """Returns the cost of each face, float32 of shape (batch,)."""
+        """Returns the loss of each face, float32 of shape (batch,)."""
         ages = tf.range(MIN_AGE, MAX_AGE + 1)
         low, high = tf.unstack(tf.cast(true, tf.int32), axis=-1)
         exact = tf.cast(low == high, tf.float32)
         branches = tf.constant(AGE_BRANCHES)
-        whole = tf.gather(branches, tf.searchsorted(branches[:, 1], low))
-        allowed = tf.where(low == high, whole[:, 0], low), tf.where(low == high, whole[:, 1], high)
-        within = (ages >= allowed[0][:, None]) & (ages <= allowed[1][:, None])
+        branch = tf.gather(branches, tf.searchsorted(branches[:, 1], low))
+        first = tf.where(low == high, branch[:, 0], low)
+        last = tf.where(low == high, branch[:, 1], high)
+        within = (ages >= first[:, None]) & (ages <= last[:, None])
         logs = tf.math.log(tf.clip_by_value(predicted, 1e-7, 1.0))
         curve = tf.gather(tf.constant(age_distributions()), low - MIN_AGE)
         likelihood = tf.reduce_sum(tf.where(within, predicted, 0.0), axis=-1)
@@ -56,31 +50,20 @@ class AgeLoss(keras.losses.Loss):
             tf.clip_by_value(likelihood, 1e-7, 1.0)
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the loss again."""
-        return {"name": self.name}
-
 
 @keras.saving.register_keras_serializable("agelib")
 class GenderLoss(keras.losses.Loss):
-    """Cross-entropy of the gender, its labels smoothed: some of them are wrong.
+    """Cross-entropy of the gender, with label smoothing, as some labels are wrong.
 
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     """
 
-    def __init__(self, name: str = "gender_loss"):
-        super().__init__(name=name)
-
     def call(self, true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
-        """Returns the cost of each face, float32 of shape (batch,)."""
+        """Returns the loss of each face, float32 of shape (batch,)."""
         one_hot = tf.one_hot(tf.cast(true, tf.int32), len(GENDERS))
         return keras.losses.categorical_crossentropy(
             one_hot, predicted, label_smoothing=_GENDER_SMOOTHING
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the loss again."""
-        return {"name": self.name}
 
 
 @keras.saving.register_keras_serializable("agelib")
@@ -104,7 +87,7 @@ def _years_off(true: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("agelib")
 class BranchAccuracy(keras.metrics.Mean):
-    """Share of faces whose likeliest branch is the label's; a label of several does not count."""
+    """Share of faces whose most likely branch is the label's; labels of several do not count."""
 
     def __init__(self, name: str = "accuracy", dtype: str | None = None):
         super().__init__(name=name, dtype=dtype)

@@ -33,18 +33,18 @@ def build_model(
     Args:
         backbone: One of `agelib.config.BACKBONES`.
         image_size: Pixels per side.
-        weights: As `agelib.config.Config` takes them; None starts from scratch.
-        augment: Whether training images are varied.
+        weights: As in `agelib.config.Config`; None starts from scratch.
+        augment: Whether the model varies images in training.
         drop_connect_rate: As for `build_backbone`.
-        precision: Keras' name of the precision to compute in.
+        precision: Keras' name of the precision.
 
     Returns:
-        A model that takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3) and gives a
-        dict of probabilities: `age` (batch, 85) for the years 1 to 85, `age_branch` (batch, 5),
-        their sums over each branch, and `gender` (batch, 2).
+        A model from RGB of 0 to 255 in shape (batch, image_size, image_size, 3) to a dict of
+        probabilities: `age` (batch, 85) for the years 1 to 85, `age_branch` (batch, 5), their sums
+        over each branch, and `gender` (batch, 2).
 
     Raises:
-        AgelibError: If the weights cannot be had or do not fit.
+        AgelibError: If the weights are not available or do not fit.
     """
     if weights == "agelib":
         weights = str(PRETRAINED)
@@ -57,12 +57,12 @@ def build_model(
         x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
         model = keras.Model(inputs, _heads(x), name="agelib")
     if weights and not from_backbone:
-        _start_from(model, Path(weights))
+        _copy_weights(model, Path(weights))
     return model
 
 
 def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras.KerasTensor:
-    # Half floats would tell the levels of pixels apart too coarsely.
+    # 16-bit floats are too coarse for pixels.
     with keras_settings("float32"):
         if augment:
             image = build_augmentation()(image)
@@ -79,70 +79,50 @@ def _heads(features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
     age = keras.layers.Softmax(dtype="float32", name="age")(age)
     gender = keras.layers.Dense(len(GENDERS), name="gender_logits")(features)
     gender = keras.layers.Softmax(dtype="float32", name="gender")(gender)
-    return {"age": age, "age_branch": _branch_sums(age), "gender": gender}
+    return {"age": age, "age_branch": _branch_sums()(age), "gender": gender}
 
 
-def _branch_sums(age: keras.KerasTensor) -> keras.KerasTensor:
+def _branch_sums() -> keras.Model:
+    """Returns the sums over the years of each branch, as one layer that plain Keras reads."""
+    age = keras.Input((MAX_AGE - MIN_AGE + 1,), dtype="float32")
     sums = [
         keras.ops.sum(age[:, low - MIN_AGE : high - MIN_AGE + 1], axis=1, keepdims=True)
         for low, high in AGE_BRANCHES
     ]
-    return keras.ops.concatenate(sums, axis=1)
+    return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
 def freeze_backbone(model: keras.Model) -> None:
-    """Leaves the heads alone to be trained.
-
-    Args:
-        model: From `build_model`.
-    """
+    """Makes training change only the heads of a model from `build_model`."""
     _backbone_of(model).trainable = False
 
 
 def unfreeze_backbone(model: keras.Model) -> None:
-    """Lets training reach the whole backbone again.
-
-    Args:
-        model: From `build_model`, its backbone frozen.
-    """
+    """Makes training change the whole model again."""
     _backbone_of(model).trainable = True
 
 
 def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
-    """Sets how much of the backbone's BatchNorm statistics each training step leaves as they were.
-
-    Args:
-        model: From `build_model`.
-        momentum: 0 to 1.
-    """
+    """Sets the momentum, 0 to 1, of the statistics of all BatchNorm layers in the backbone."""
     for layer in _backbone_of(model).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = momentum
 
 
 def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
-    """Divides a head's logits by a temperature, in the weights, so that any reader has it.
-
-    Args:
-        model: From `build_model`.
-        head: "age" or "gender".
-        temperature: From `agelib.model.inference.fit_temperature`.
-    """
+    """Divides the logits of a head, "age" or "gender", by a temperature, in the weights."""
     layer = model.get_layer(f"{head}_logits")
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
 
 
 def _backbone_of(model: keras.Model) -> keras.Model:
-    [backbone] = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
-    ]
+    # Augmentation and the sums are models inside the model too, but have no weights.
+    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
     return backbone
 
 
-def _start_from(model: keras.Model, path: Path) -> None:
-    """Takes over the weights of another model of this kind."""
+def _copy_weights(model: keras.Model, path: Path) -> None:
+    """Copies the weights of another model of this kind."""
     other, _ = read_model(path)
     try:
         model.set_weights(other.get_weights())
@@ -159,30 +139,29 @@ def build_backbone(
     weights: str | None = None,
     drop_connect_rate: float = DROP_CONNECT_RATE,
 ) -> keras.Model:
-    """Builds a backbone: an EfficientNet without its classifier.
+    """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
 
-    The `efficientnet` package's own activation and dropout classes are exchanged for Keras' equal
-    ones, and its drop-connect rate, which it divides by B0's number of blocks whatever the depth,
-    is set so that it ends where the paper's does.
+    The `efficientnet` package divides the drop-connect rate by B0's number of blocks whatever the
+    depth; here it ends at the paper's value.
 
     Args:
         name: One of `agelib.config.BACKBONES`.
         image_size: Pixels per side.
         weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
-        drop_connect_rate: How often training leaves out the last block; rises evenly to this.
+        drop_connect_rate: How often training drops the last block; rises linearly to this.
 
     Returns:
         A model from normalised RGB to features of shape (batch, h, w, channels).
 
     Raises:
-        AgelibError: If the weights cannot be had.
+        AgelibError: If the weights are not available.
     """
     spec = BACKBONES[name]
     if name == "EfficientNetLite0" and weights == "imagenet":
         weights = str(LITE0_WEIGHTS)
     if spec.lite and weights in ("imagenet", "noisy-student"):
         raise AgelibError(
-            f"{weights} weights for {name} do not come with agelib: use --weights none, or "
+            f"{weights} weights for {name} are not part of agelib: use --weights none, or "
             "--backbone EfficientNetLite0 with --weights imagenet, or name as --weights an .npz "
             "file that python -m agelib.model.imagenet made."
         )
@@ -195,7 +174,7 @@ def build_backbone(
             raise
         network = "" if Path(weights).suffix else "check the network and run this again, "
         raise AgelibError(
-            f"{weights} weights for {name} cannot be had ({first_line(error)}): {network}name "
+            f"{weights} weights for {name} are not available ({first_line(error)}): {network}name "
             "a file of this backbone's weights as --weights, or use --weights none."
         ) from error
 
@@ -220,7 +199,7 @@ def _efficientnet(
     backbone = _plain_copy(network, "silu")
     if weights == "imagenet":
         applications = getattr(keras.applications, name)
-        carry_weights(
+        copy_applications_weights(
             applications(include_top=False, weights="imagenet", input_shape=shape), backbone
         )
     if from_file:
@@ -235,7 +214,7 @@ def _lite(
     from efficientnet.model import DEFAULT_BLOCKS_ARGS, EfficientNet, round_filters, round_repeats
 
     ends = (0, len(DEFAULT_BLOCKS_ARGS) - 1)
-    # Scaled here, so that the package leaves the stem, the head, and their blocks' number alone.
+    # Scaled here, as the package would scale the stem, the head and their blocks too.
     blocks = [
         block._replace(
             se_ratio=None,
@@ -266,16 +245,11 @@ def _lite(
     return backbone
 
 
-def carry_weights(source: keras.Model, target: keras.Model) -> None:
+def copy_applications_weights(source: keras.Model, target: keras.Model) -> None:
     """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
 
-    Args:
-        source: A `keras.applications.EfficientNetBx` without top. Its own normalisation is left
-            behind; ours does the same.
-        target: The backbone of the same name.
-
-    Raises:
-        ValueError: If a layer is missing or of another shape.
+    The source's layer of normalisation is not copied. Raises ValueError if a layer is missing or of
+    another shape.
     """
     for layer in target.layers:
         if layer.weights:

@@ -9,34 +9,25 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agelib import AgelibError, first_line
-from agelib.backend import keras, keras_settings
 from agelib.files import atomic, remove_partials
 from agelib.labels import AGE_BRANCHES
-from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
-from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.backend import keras
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.keras"
-_NOTE = "agelib.json"
+_METADATA = "agelib.json"
 # What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
-# one does not know; UserWarning: see `load_model`.
+# one does not know; UserWarning: see `read_model`.
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
 )
 
-# A finished model is read without them, a checkpoint is not.
-_OF_CHECKPOINTS = {
-    each.__name__: each
-    for each in (
-        *(RandomAffine, RandomLight, RandomResolution),
-        *(AgeLoss, GenderLoss, YearsOff, BranchAccuracy),
-    )
-}
-
-# Settings that Keras 3.14 and 3.15 brought, at the values that leave all as it was. Earlier
-# versions, Colab's 3.13 among them, read no file that names them.
+# Settings that came with Keras 3.14 and 3.15, at the values that change nothing. Earlier versions
+# (Colab has 3.13) read no file that names them.
 _LATER_SETTINGS = {
     "input_axes": None,
     "output_axes": None,
@@ -46,34 +37,34 @@ _LATER_SETTINGS = {
 }
 
 
-def save_model(model: keras.Model, path: Path, note: dict[str, Any]) -> None:
-    """Writes a model, whole or not at all, with a note inside the file.
+def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
+    """Writes a model and its metadata in one file, completely or not at all.
 
     Args:
         model: Any Keras model.
-        path: A .keras file: a zip, to which the note is added as `agelib.json`.
-        note: JSON content, such as the crop settings that prediction must use.
+        path: A .keras file: a zip, to which the metadata are added as `agelib.json`.
+        metadata: JSON content, such as the crop settings that prediction must use.
     """
     remove_partials(path)
     # Keras insists on the ending .keras, which a partial file does not have. Always the same name,
-    # so that whatever a killed process left there goes away.
-    whole = path.with_name(f".whole.{path.name}")
+    # so that what a killed process left there is overwritten.
+    plain = path.with_name(f".whole.{path.name}")
     with atomic(path) as partial:
         try:
-            model.save(whole)
-            _add_note(whole, partial, note)
+            model.save(plain)
+            _add_metadata(plain, partial, metadata)
         finally:
-            whole.unlink(missing_ok=True)
+            plain.unlink(missing_ok=True)
 
 
-def _add_note(whole: Path, noted: Path, note: dict[str, Any]) -> None:
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(noted, "w") as target:
+def _add_metadata(plain: Path, complete: Path, metadata: dict[str, Any]) -> None:
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(complete, "w") as target:
         for name in source.namelist():
             content = source.read(name)
             if name == "config.json":
                 content = json.dumps(_without_later_settings(json.loads(content)))
             target.writestr(name, content)
-        target.writestr(_NOTE, json.dumps(note, indent=1))
+        target.writestr(_METADATA, json.dumps(metadata, indent=1))
 
 
 def _without_later_settings(config: Any) -> Any:
@@ -88,30 +79,32 @@ def _without_later_settings(config: Any) -> Any:
     }
 
 
-def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
-    """Reads a model and its note.
+def load_model(path: Path) -> tuple["keras.Model", dict[str, Any]]:
+    """Reads a model and its metadata.
 
     Raises:
         AgelibError: If the file is missing, damaged, no model of this package, or made for other
             age branches.
     """
-    model, note = read_model(path)
+    model, metadata = read_model(path)
     here = [list(branch) for branch in AGE_BRANCHES]
-    if note.get("age_branches", here) != here:
+    if metadata.get("age_branches", here) != here:
         raise AgelibError(
-            f"{path} was made for the age branches {note['age_branches']}, but agelib.labels has "
-            f"{here}: change them there, or train a model for them (--weights {path} starts from "
-            "this one)."
+            f"{path} was made for the age branches {metadata['age_branches']}, but agelib.labels "
+            f"has {here}: change them there, or train a model for them (--weights {path} starts "
+            "from this one)."
         )
-    return model, note
+    return model, metadata
 
 
-def read_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
-    """Reads a model and its note, whichever age branches it was made for.
+def read_model(path: Path) -> tuple["keras.Model", dict[str, Any]]:
+    """Reads a model and its metadata, whichever age branches it was made for.
 
     Raises:
         AgelibError: If the file is missing, damaged, or no model of this package.
     """
+    from agelib.backend import keras, keras_settings
+
     if not Path(path).exists():
         advice = (
             "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
@@ -119,13 +112,23 @@ def read_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         raise AgelibError(f"{path} is missing: {advice}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            note = json.loads(archive.read(_NOTE))
+            metadata = json.loads(archive.read(_METADATA))
         with warnings.catch_warnings(), keras_settings():
             # Without the optimizer's state, training would go on as if it had just begun.
             warnings.filterwarnings("error", "Skipping variable loading")
-            return keras.models.load_model(path, _OF_CHECKPOINTS), note
+            return keras.models.load_model(path, _checkpoint_classes()), metadata
     except _UNREADABLE as error:
         raise AgelibError(
             f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
             f"({first_line(error)}): name a model.keras, or delete it and train again."
         ) from error
+
+
+def _checkpoint_classes() -> dict[str, type]:
+    """Returns our classes by name: a checkpoint needs them, a finished model does not."""
+    from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
+    from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
+
+    layers = RandomAffine, RandomLight, RandomResolution
+    others = AgeLoss, GenderLoss, YearsOff, BranchAccuracy
+    return {each.__name__: each for each in (*layers, *others)}

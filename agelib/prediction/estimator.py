@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from agelib.config import Crop
 from agelib.faces.crop import PORTRAIT_CANVAS, Face, crop_face
 from agelib.faces.detector import FaceDetector
 from agelib.faces.images import resize
@@ -107,7 +108,7 @@ class Estimator:
     Attributes:
         path: The file.
         model: The network, as it was read; `predict` does not see later changes to it.
-        crop: Keyword arguments of `agelib.faces.crop.crop_face`, as the model needs its faces.
+        crop: How the model needs its faces cut out.
 
     Raises:
         AgelibError: If the file is missing or no such model.
@@ -116,7 +117,7 @@ class Estimator:
     def __init__(self, model_path: Path = PRETRAINED):
         self.path = Path(model_path)
         self.model, note = load_model(model_path)
-        self.crop = note["crop"]
+        self.crop = Crop.from_json(note["crop"])
         self._graph = inference_graph(self.model)
         self._detector = FaceDetector()
 
@@ -173,7 +174,7 @@ class Estimator:
         """Returns the estimates of each image's faces."""
         size = self.model.input_shape[1:3]
         crops = [
-            resize(crop_face(image, face, **self.crop), size)
+            resize(crop_face(image, face, self.crop), size)
             for image, found in zip(images, faces, strict=True)
             for face in found
         ]

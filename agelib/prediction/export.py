@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from agelib import AgelibError, first_line
 from agelib.backend import keras, silent_stderr, tf
-from agelib.config import Config
-from agelib.faces.cleaning import crop_images
+from agelib.config import Config, Crop
+from agelib.faces.cropping import crop_images
 from agelib.faces.images import Rejected, resize
-from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_manifest
+from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop
 from agelib.files import atomic
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import median_age
@@ -107,12 +107,12 @@ def describe_input(model_path: Path) -> str:
         model_path: The model.keras that was exported.
     """
     model, metadata = load_model(model_path)
-    crop, size = metadata["crop"], model.input_shape[1]
-    aligned = "turned until the eyes are level, " if crop.get("align") else ""
+    crop, size = Crop.from_json(metadata["crop"]), model.input_shape[1]
+    aligned = "turned until the eyes are level, " if crop.align else ""
     return f"""input: image, float32 of shape (batch, {size}, {size}, 3), RGB, 0 to 255
-crop: the face's box made square around its middle (its longer side), widened by {crop["margin"]:g}
+crop: the face's box made square around its middle (its longer side), widened by {crop.margin:g}
   of that side on each side, {aligned}the photo's border repeated outside, scaled to
-  {crop["crop_size"]} pixels, then to {size} (averaged where it shrinks, else bicubic)
+  {crop.size} pixels, then to {size} (averaged where it shrinks, else bicubic)
 output: age (batch, 85), the probabilities of the years 1 to 85; age_branch (batch, 5): of
   {", ".join(BRANCH_NAMES)}; gender (batch, 2): of {" and ".join(GENDERS)}
 agelib takes the mean of a face and its mirror image, and of `age` the median year:
@@ -130,7 +130,7 @@ agelib takes the mean of a face and its mirror image, and of `age` the median ye
 
 
 def faces_to_check(
-    config: Config, crop: dict[str, Any], images: Path | None = None
+    config: Config, crop: Crop, images: Path | None = None
 ) -> tuple[list[np.ndarray], str]:
     """Returns faces to compare a model's answers on, at most 1,000, and what they are.
 
@@ -138,7 +138,7 @@ def faces_to_check(
         config: Whose test faces to take, or else validation faces, if they lie here and are crops
             of the model's kind. Where there are none, it is the 100 small photos of faces that
             scikit-image brings.
-        crop: The model's crop settings.
+        crop: How the model's faces are cut out.
         images: A folder of photos to take instead; of each the one face that it is about.
 
     Raises:
@@ -146,7 +146,7 @@ def faces_to_check(
     """
     if images:
         photos = _spread([place for place in find_photos([images]) if not is_video(place)])
-        found = crop_images(photos, crop, alone=True)
+        found = crop_images(photos, crop)
         crops = [decode_jpeg(face) for face in found if not isinstance(face, Rejected)]
         if not crops:
             raise AgelibError(f"{images} holds no photo with a face that can be used.")
@@ -156,7 +156,7 @@ def faces_to_check(
         ((name, "val") for name in config.train_sources),
     ):
         folder = config.faces / name
-        if (folder / MANIFEST).exists() and read_manifest(folder)["crop"] == crop:
+        if (folder / MANIFEST).exists() and read_crop(folder) == crop:
             faces = FaceSet([folder], split)
             crops = [faces.image(i) for i in _spread(range(len(faces)))]
             if crops:

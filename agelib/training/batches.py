@@ -1,4 +1,4 @@
-"""Shards to tf.data: decoded in parallel, drawn anew each epoch, the same for the same seed."""
+"""Shards to tf.data: decoded in parallel, sampled again each epoch, reproducible by seed."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ def train_batches(
     """Returns an endless stream of shuffled training batches.
 
     An epoch draws as many faces as there are, each as often as its weight says, rounded up or
-    down by chance. Epoch e has the same order whether training started at epoch 0 or continues at
-    e, which is what makes a run that was cut off end as it would have. The last, smaller batch of
-    each epoch is left out.
+    down at random. Epoch e has the same order whether training started at epoch 0 or continues at
+    e, so that a resumed run gives the same model. The last, smaller batch of each epoch is left
+    out.
 
     Args:
         faces: The faces to train on.
@@ -31,13 +31,13 @@ def train_batches(
         batch_size: Faces in a batch.
         image_size: Pixels per side.
         seed: Of the order.
-        first_epoch: The epoch to begin with.
+        first_epoch: The epoch to start with.
 
     Returns:
         Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
-        a dict of int32: `age` (batch_size, 2), the lowest and the highest year that the label
-        allows, which are the same where it is exact; `age_branch` (batch_size,), -1 where the label
-        allows several; `gender` (batch_size,).
+        a dict of int32: `age` (batch_size, 2), the lowest and the highest year of the label, equal
+        where it is exact; `age_branch` (batch_size,), -1 where the label covers several; `gender`
+        (batch_size,).
     """
 
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -55,19 +55,19 @@ def ordered_batches(faces: FaceSet, batch_size: int, image_size: int) -> tf.data
 
 
 def _draw(weights: np.ndarray, seed: Sequence[int]) -> np.ndarray:
-    """Returns len(weights) numbers of faces in random order, drawn by systematic sampling."""
+    """Returns len(weights) face indices in random order, by systematic sampling."""
     random = np.random.default_rng(seed)
     count = len(weights)
     shuffled = random.permutation(count)
     ends = np.cumsum(weights[shuffled])
     points = (random.random() + np.arange(count)) / count * ends[-1]
-    # Rounding may put the last point beyond the end.
+    # By rounding the last point may lie beyond the end.
     drawn = shuffled[np.searchsorted(ends, points, side="right").clip(max=count - 1)]
     return random.permutation(drawn)
 
 
 def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:
-    """Turns batches of face numbers into batches of images and targets."""
+    """Turns batches of face indices into batches of images and targets."""
     branches = np.where(faces.age_branch == age_branch(faces.age_high), faces.age_branch, -1)
     labels = {
         "age": np.stack([faces.age, faces.age_high], axis=1),
@@ -80,7 +80,7 @@ def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.
         return np.array([faces.jpeg(i) for i in batch], dtype=object)
 
     def decode(jpeg: tf.Tensor) -> tf.Tensor:
-        # The exact transform, so that training sees the very pixels that evaluation sees.
+        # The exact transform, so that training gets the same pixels as evaluation.
         image = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
         return tf.ensure_shape(image, (faces.crop_size, faces.crop_size, 3))
 

@@ -24,11 +24,11 @@ def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
     """Writes a run's history, one row an epoch, to history.csv and returns it.
 
     The column `best` marks the epoch with the lowest validation loss, whose model is the run's. A
-    run that an earlier agelib began has none: it ends with the model of its last epoch.
+    run that an earlier version started has none: it ends with the model of its last epoch.
     """
     table = pd.DataFrame(history)
-    known = best_weights_path(folder).exists()
-    table["best"] = known & (table.index == table["val_loss"].idxmin())
+    has_best = best_weights_path(folder).exists()
+    table["best"] = has_best & (table.index == table["val_loss"].idxmin())
     with atomic(folder / "history.csv") as partial:
         table.to_csv(partial, index=False)
     return table
@@ -37,8 +37,8 @@ def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
 class Reseed(keras.callbacks.Callback):
     """Gives every random layer a seed of its own for each epoch.
 
-    Keras does not save the state of random layers; with the seed a matter of run and epoch, an
-    epoch is the same in a run that was cut off before it.
+    Keras does not save the state of random layers. A seed that depends on run and epoch makes an
+    epoch the same in a run that was cut off before it.
     """
 
     def __init__(self, seed: int):
@@ -54,10 +54,10 @@ class Reseed(keras.callbacks.Callback):
 
 
 class Schedule(keras.callbacks.Callback):
-    """Sets the learning rate before each step, as one of Keras' schedules says.
+    """Sets the learning rate before each step by one of Keras' schedules.
 
-    Left to the optimizer, the schedule becomes part of the graph, again for each weight: half a
-    minute more before a network's first step.
+    The optimizer would put the schedule into the graph once for each weight, which delays the first
+    step by half a minute.
     """
 
     def __init__(self, rates: keras.optimizers.schedules.LearningRateSchedule):
@@ -76,12 +76,12 @@ class Progress(keras.callbacks.Callback):
     Args:
         epochs: Of the whole run.
         steps: Of an epoch.
-        done: Epochs that are behind.
+        done: Epochs that are finished already.
     """
 
     def __init__(self, epochs: int, steps: int, done: int = 0):
         super().__init__()
-        device = tf.config.list_logical_devices()[-1].device_type  # what is quicker comes later
+        device = tf.config.list_logical_devices()[-1].device_type  # the fastest one is last
         self._epochs = epochs
         self._compiled = False
         self._bar = tqdm(
@@ -92,7 +92,7 @@ class Progress(keras.callbacks.Callback):
         )
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Moves the bar; the first step is compiled, and says nothing of the others' time."""
+        """Moves the bar; the first step includes compiling and would spoil the time estimate."""
         self._bar.update(1)
         if not self._compiled:
             self._bar.unpause()
@@ -108,12 +108,12 @@ class Progress(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps each finished epoch, and the averaged weights of the best one, whole or not at all.
+    """Saves each finished epoch, and the averaged weights of the best one.
 
     Args:
         folder: The run's.
-        history: The epochs that are done; each finished one is added.
-        note: What the checkpoint says of itself, beside the history and the `seconds` it took.
+        history: The epochs that are done; each new one is appended.
+        metadata: Of the checkpoint, without the history; its `seconds` are counted up.
         on_epoch: Called after each epoch with the history so far.
     """
 
@@ -121,11 +121,11 @@ class Checkpoint(keras.callbacks.Callback):
         self,
         folder: Path,
         history: list[dict],
-        note: dict,
+        metadata: dict,
         on_epoch: Callable[[pd.DataFrame], None],
     ):
         super().__init__()
-        self._folder, self._history, self._note = folder, history, note
+        self._folder, self._history, self._metadata = folder, history, metadata
         self._on_epoch = on_epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -140,17 +140,15 @@ class Checkpoint(keras.callbacks.Callback):
             return
         best = best_weights_path(self._folder)
         before = [row["val_loss"] for row in self._history]
-        # Without a best epoch so far, the others are those of an earlier agelib, with other losses.
+        # Epochs without a best one are of an earlier version, whose losses were others.
         if not before or (best.exists() and values["val_loss"] < min(before)):
             with atomic(best) as partial, open(partial, "wb") as file:
                 np.savez(file, *averaged_weights(self.model))
         self._history.append({"epoch": epoch + 1, **values})
-        self._note["seconds"] += time.monotonic() - self._began
-        save_model(
-            self.model, checkpoint_path(self._folder), self._note | {"history": self._history}
-        )
-        history = write_history(self._folder, self._history)
-        self._on_epoch(history)
+        self._metadata["seconds"] += time.monotonic() - self._began
+        metadata = self._metadata | {"history": self._history}
+        save_model(self.model, checkpoint_path(self._folder), metadata)
+        self._on_epoch(write_history(self._folder, self._history))
 
 
 def averaging(model: keras.Model) -> list[keras.callbacks.Callback]:

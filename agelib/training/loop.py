@@ -11,102 +11,97 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.backend import keras, keras_settings, tf
-from agelib.config import Config, checkpoint_path
+from agelib.config import UNRELATED_TO_TRAINING, Config, checkpoint_path
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
-from agelib.faces.shards import FaceSet, fingerprint, read_manifest
+from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
 from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
 from agelib.model.saved import load_model, save_model
+from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
-from agelib.training.callbacks import (
-    Checkpoint,
-    Progress,
-    Reseed,
-    Schedule,
-    averaged_weights,
-    averaging,
-    best_weights_path,
-    write_history,
-)
-from agelib.training.recipe import (
-    HEADS_RATE,
-    calibrate,
-    compile_model,
-    learning_rates,
-    sampling_weights,
-    set_losses,
-)
-
-NOT_TRAINED_WITH = ("profile", "run", "test_sources")
 
 
 @keras_settings()
 def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> pd.DataFrame:
-    """Trains a model, or goes on where a run that was cut off stopped, in the precision it had.
+    """Trains a model, or continues a run that was cut off, in the precision that it had.
 
     Args:
         config: All settings; the run's folder is `config.run_folder`.
-        on_epoch: Called with the history so far once an epoch is on the disk.
+        on_epoch: Called with the history so far after each epoch is saved.
 
     Returns:
         The history: one row an epoch, losses and metrics of train and `val_`.
 
     Raises:
-        AgelibError: If there is nothing to learn from, the run was begun with other settings, the
+        AgelibError: If the faces have one class only, the run was started with other settings, the
             memory is too small, or the loss is no longer a number.
     """
     config, folder = config.resolved, config.run_folder
-    made_of = config.to_dict() | {"faces": _fingerprints(config)}
-    _check_settings(config, made_of)
-    done = folder / "model.keras"
-    if done.exists():
+    settings = config.to_dict() | {"faces": _fingerprints(config)}
+    _check_settings(config, settings)
+    if (folder / "model.keras").exists():
         return read_history(folder)
     faces = {split: _open_faces(config, split) for split in ("train", "val")}
     faces["train"], left_out = _without_duplicates(faces["train"], faces["val"], config)
     _check_classes("gender", faces["train"].gender, GENDERS)
     _check_classes("age branch", faces["train"].age_branch, BRANCH_NAMES)
-    note = _note(config, faces) | {"near_duplicates": left_out}
+    metadata = _metadata(config, faces) | {"near_duplicates": left_out}
     with strategy().scope():
-        for found in faces.values():  # before the run is noted: they may need other settings
-            even_share(min(config.batch_size, len(found)))
-        model, history, note["seconds"] = _begin(config)
-        write_json(folder / "config.json", made_of | {"environment": note["environment"]})
+        for part in faces.values():  # before config.json exists: they may need other settings
+            even_share(min(config.batch_size, len(part)))
+        model, history, metadata["seconds"] = _start_or_resume(config)
+        write_json(folder / "config.json", settings | {"environment": metadata["environment"]})
         if history:
-            write_history(folder, history)
-        # Each finished epoch makes the history longer.
-        checkpoint = Checkpoint(folder, history, note, on_epoch)
-        phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
-        for heads_alone, first, last in phases:
-            if first <= len(history) < last:
-                if len(history) == first:
-                    steps = (last - first) * _steps(faces["train"], config)
-                    _begin_phase(model, config, heads_alone, steps)
-                peak = config.learning_rate * (HEADS_RATE if heads_alone else 1)
-                _fit(model, faces, config, len(history), (first, last), peak, checkpoint)
+            callbacks.write_history(folder, history)
+        # Each finished epoch is appended to the history.
+        _train_phases(
+            model, faces, config, history, callbacks.Checkpoint(folder, history, metadata, on_epoch)
+        )
     if len(history) < config.epochs:
         raise AgelibError(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
             "smaller --learning-rate and another --run name."
         )
-    finished = _best_model(model, config)
-    note |= {"temperatures": calibrate(finished, faces["val"])}
-    made_in = note["environment"] | {"seconds": round(note["seconds"])}
-    write_json(folder / "config.json", made_of | {"environment": made_in})
-    save_model(finished, done, note)  # last, as a run that has it is finished
+    best = _best_model(model, config)
+    metadata["temperatures"] = recipe.calibrate(best, faces["val"])
+    made_in = metadata["environment"] | {"seconds": round(metadata["seconds"])}
+    write_json(folder / "config.json", settings | {"environment": made_in})
+    save_model(best, folder / "model.keras", metadata)  # last: a run that has it is finished
     return read_history(folder)
 
 
-def _begin_phase(model: keras.Model, config: Config, heads_alone: bool, steps: int) -> None:
-    if heads_alone:
+def _train_phases(
+    model: keras.Model,
+    faces: dict[str, FaceSet],
+    config: Config,
+    history: list[dict],
+    checkpoint: callbacks.Checkpoint,
+) -> None:
+    """Trains the new heads on frozen features, then everything; a phase that is done is skipped."""
+    phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
+    for heads_only, first, last in phases:
+        if not first <= len(history) < last:
+            continue
+        steps = (last - first) * _steps(faces["train"], config)
+        if len(history) == first:
+            _start_phase(model, config, heads_only, steps)
+        rates = recipe.learning_rates(
+            config.learning_rate * (recipe.HEADS_RATE if heads_only else 1), steps
+        )
+        _fit(model, faces, config, (len(history), last), rates, checkpoint)
+
+
+def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: int) -> None:
+    if heads_only:
         freeze_backbone(model)
     elif config.new_heads:
-        if model.optimizer:  # as `fit` ends, and a checkpoint of its last epoch does not
-            model.set_weights(averaged_weights(model))
+        if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
+            model.set_weights(callbacks.averaged_weights(model))
         unfreeze_backbone(model)
-    compile_model(model, steps)
+    recipe.compile_model(model, steps)
 
 
 def _steps(faces: FaceSet, config: Config) -> int:
@@ -117,37 +112,38 @@ def _fit(
     model: keras.Model,
     faces: dict[str, FaceSet],
     config: Config,
-    done: int,
-    phase: tuple[int, int],
-    peak: float,
-    checkpoint: Checkpoint,
+    epochs: tuple[int, int],
+    rates: keras.optimizers.schedules.LearningRateSchedule,
+    checkpoint: callbacks.Checkpoint,
 ) -> None:
-    """Runs the epochs of a phase that are not done."""
-    size = config.image_size
-    batch_size = even_share(min(config.batch_size, len(faces["train"])))
-    steps = _steps(faces["train"], config)
-    weights = sampling_weights(faces["train"])
-    validation = ordered_batches(faces["val"], even_share(min(batch_size, len(faces["val"]))), size)
+    """Trains from one epoch up to another."""
+    train, val, size = faces["train"], faces["val"], config.image_size
+    batch_size = even_share(min(config.batch_size, len(train)))
+    batches = train_batches(
+        train, recipe.sampling_weights(train), batch_size, size, config.seed, epochs[0]
+    )
+    validation = ordered_batches(val, even_share(min(batch_size, len(val))), size)
     _make_variables(model, validation)
-    progress = Progress(config.epochs, steps, done)
+    progress = callbacks.Progress(config.epochs, _steps(train, config), epochs[0])
+    calls = [
+        callbacks.Reseed(config.seed),
+        callbacks.Schedule(rates),
+        *callbacks.averaging(model),
+        keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.TensorBoard(config.logs, write_graph=False),
+        progress,
+        checkpoint,
+    ]
     try:
         model.fit(
-            train_batches(faces["train"], weights, batch_size, size, config.seed, done),
-            epochs=phase[1],
-            initial_epoch=done,
-            steps_per_epoch=steps,
+            batches,
+            initial_epoch=epochs[0],
+            epochs=epochs[1],
+            steps_per_epoch=_steps(train, config),
             validation_data=validation,
             shuffle=False,  # the stream is shuffled already
             verbose=0,
-            callbacks=[
-                Reseed(config.seed),
-                Schedule(learning_rates(peak, (phase[1] - phase[0]) * steps)),
-                *averaging(model),
-                keras.callbacks.TerminateOnNaN(),
-                keras.callbacks.TensorBoard(config.logs, write_graph=False),
-                progress,
-                checkpoint,
-            ],
+            callbacks=calls,
         )
     except tf.errors.ResourceExhaustedError as error:
         raise AgelibError(
@@ -161,9 +157,9 @@ def _fit(
 def _make_variables(model: keras.Model, batches: tf.data.Dataset) -> None:
     """Makes the variables of optimizer, losses and metrics.
 
-    Left to the first training step, they cost it a second tracing of its graph, half its time.
+    The first training step would make them too, and then trace its graph twice.
     """
-    # Built again, the state of a checkpoint's would be lost.
+    # To build a checkpoint's optimizer again would reset its state.
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     images, targets = next(iter(batches.unbatch().batch(1)))
@@ -181,48 +177,45 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 
 def _fingerprints(config: Config) -> dict[str, str]:
-    """Returns what tells the train sources' faces from those of another cleaning."""
+    """Returns a checksum of the faces of each train source."""
     return {name: fingerprint(config.faces / name) for name in config.train_sources}
 
 
-def _check_settings(config: Config, made_of: dict[str, Any]) -> None:
-    """Makes sure that a run goes on with its own settings and faces."""
+def _check_settings(config: Config, settings: dict[str, Any]) -> None:
+    """Makes sure that a run continues with its own settings and faces."""
     path = config.run_folder / "config.json"
     if not path.exists():
         return
-    noted = read_json(path)
-    for name, value in made_of.items():
-        # A run that an earlier agelib began notes fewer settings.
-        if name in noted and name not in NOT_TRAINED_WITH and noted[name] != value:
-            differs = f"has {name} {noted[name]}, but {value} is asked for"
-            if name == "faces":
-                differs = f"was trained on other faces than those in {config.faces}"
-            copies = (path.parent, config.drive / "runs" / config.run)
-            # Unlike Path.exists, this raises nothing if Drive cannot be read.
-            places = " and ".join(str(copy) for copy in copies if os.path.exists(copy))
-            raise AgelibError(
-                f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
-                f"delete {places}."
-            )
+    stored = read_json(path)
+    for name, value in settings.items():
+        # The runs of earlier versions have fewer settings.
+        if name in UNRELATED_TO_TRAINING or stored.get(name, value) == value:
+            continue
+        differs = f"has {name} {stored[name]}, but {value} is asked for"
+        if name == "faces":
+            differs = f"was trained on other faces than those in {config.faces}"
+        copies = (path.parent, config.drive / "runs" / config.run)
+        # Unlike Path.exists, this raises nothing if Drive cannot be read.
+        places = " and ".join(str(copy) for copy in copies if os.path.exists(copy))
+        raise AgelibError(
+            f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
+            f"delete {places}."
+        )
 
 
 def _open_faces(config: Config, split: str) -> FaceSet:
-    """Opens a split and makes sure that its crops fit."""
+    """Opens a split and makes sure that its faces are cut out as the settings ask."""
     check_splits(config.train_sources, config)
     folders = [config.faces / name for name in config.train_sources]
     for folder in folders:
-        if (crop := read_manifest(folder)["crop"]) != config.crop:
-            raise AgelibError(
-                f"{folder} holds crops of {crop}, but {config.crop} is asked for: train with those "
-                "settings, or clean again with these."
-            )
+        config.crop.check(read_crop(folder), folder)
     return FaceSet(folders, split)
 
 
 def _without_duplicates(
     train: FaceSet, val: FaceSet, config: Config
 ) -> tuple[FaceSet, dict[str, int]]:
-    """Leaves out train faces that nearly equal a held-out one, and counts them by data set."""
+    """Leaves out train faces that are near-duplicates of held-out ones; counts them by data set."""
     if config.keep_near_duplicates:
         return train, {}
     tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
@@ -244,15 +237,15 @@ def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _begin(config: Config) -> tuple[keras.Model, list[dict], float]:
-    """Returns the model to train, the epochs behind it and the seconds that they took."""
+def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
+    """Returns the model to train, the epochs that are done and the seconds that they took."""
     keras.utils.set_random_seed(config.seed)
     checkpoint = checkpoint_path(config.run_folder)
     if checkpoint.exists():
-        model, note = load_model(checkpoint)
-        set_losses(model, model.optimizer)  # of a checkpoint of an earlier agelib, they were others
-        return model, note["history"], note.get("seconds", 0.0)
-    shutil.rmtree(config.logs, ignore_errors=True)  # of a run of this name that was deleted
+        model, metadata = load_model(checkpoint)
+        recipe.set_losses(model, model.optimizer)  # the checkpoints of earlier versions have others
+        return model, metadata["history"], metadata.get("seconds", 0.0)
+    shutil.rmtree(config.logs, ignore_errors=True)  # of a deleted run of the same name
     model = build_model(
         config.backbone,
         config.image_size,
@@ -264,24 +257,24 @@ def _begin(config: Config) -> tuple[keras.Model, list[dict], float]:
 
 
 def _best_model(model: keras.Model, config: Config) -> keras.Model:
-    """Returns the best epoch's model without what only training needs, for any machine to load."""
-    copy = build_model(config.backbone, config.image_size, augment=False)
-    path = best_weights_path(config.run_folder)
-    if not path.exists():  # the run of an earlier agelib, which kept the last epoch only
-        copy.set_weights(averaged_weights(model))
-        return copy
+    """Returns the best epoch's model without the layers that only training needs."""
+    best = build_model(config.backbone, config.image_size, augment=False)
+    path = callbacks.best_weights_path(config.run_folder)
+    if not path.exists():  # an earlier version kept the last epoch only
+        best.set_weights(callbacks.averaged_weights(model))
+        return best
     with np.load(path, allow_pickle=False) as arrays:
-        copy.set_weights([arrays[name] for name in arrays.files])
-    return copy
+        best.set_weights([arrays[name] for name in arrays.files])
+    return best
 
 
-def _note(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
+def _metadata(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
     """Returns what a model file says about itself."""
     return {
         "agelib": __version__,
-        "crop": config.crop,
+        "crop": config.crop.to_json(),
         "config": config.to_dict(),
-        "faces": {split: len(found) for split, found in faces.items()},
+        "faces": {split: len(part) for split, part in faces.items()},
         "environment": environment(),
         "age_branches": [list(branch) for branch in AGE_BRANCHES],
     }

@@ -1,4 +1,4 @@
-"""How the network learns: losses, optimizer, rates, whom it sees how often, how sure it may be."""
+"""The training recipe: losses, optimizer, learning rates, sampling weights and calibration."""
 
 import numpy as np
 
@@ -10,27 +10,25 @@ from agelib.model.inference import estimate_views, fit_temperature
 from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
 from agelib.model.network import scale_logits, set_batch_norm_momentum
 
-HEADS_RATE = 5  # times the learning rate, while new heads learn alone
+HEADS_RATE = 5  # times the learning rate, while only new heads learn
 _WARM_UP_SHARE = 0.1
 _WEIGHT_DECAY = 1e-3
 _MOST_OFTEN = 20
-# The weights are averaged over this share of the steps, up to so many.
+# Share of the steps that the weights are averaged over, and the most steps.
 _AVERAGED_SHARE, _MOST_AVERAGED = 0.05, 1000
 
 
 def sampling_weights(faces: FaceSet) -> np.ndarray:
-    """Returns how often training shows each face, relative to the others.
+    """Returns how often training draws each face: weights of mean 1, float of shape (n,).
 
-    An age branch is shown as often as the square root of its number of faces: left alone, WIKI's
-    hundred children would drown; as often as the others, they would be learned by heart. Within a
-    branch, women and men are shown equally often, and a set with many wrong labels less often than
-    the others. All this as far as no face is shown more than twenty times as often as another.
+    An age branch is drawn in proportion to the square root of its number of faces: in proportion to
+    the number itself, WIKI's hundred children would hardly count; all branches equally often, the
+    network would overfit to them. Within a branch, women and men are drawn equally often, and faces
+    of a set with many wrong labels less often. No face is drawn more than twenty times as often as
+    another.
 
     Args:
         faces: The train faces of all sets.
-
-    Returns:
-        Weights above 0 of mean 1, float of shape (n,).
     """
     trust = np.array([find(name).sampling_weight for name in faces.sources])[faces.source]
     cells = faces.age_branch, faces.gender
@@ -43,7 +41,7 @@ def sampling_weights(faces: FaceSet) -> np.ndarray:
 
 
 def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Returns step -> learning rate: it warms up to its peak, then falls to 0 along a cosine.
+    """Returns the schedule of learning rates: warm-up to the peak, then cosine decay to 0.
 
     Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
 
@@ -72,33 +70,29 @@ def compile_model(model: keras.Model, steps: int) -> None:
     optimizer = keras.optimizers.AdamW(
         weight_decay=_WEIGHT_DECAY, use_ema=True, ema_momentum=momentum
     )
-    set_batch_norm_momentum(model, momentum)  # averaged weights want statistics as old as they are
-    # Left to Keras, a checkpoint would come back without it, and lose all the optimizer's state.
+    set_batch_norm_momentum(model, momentum)  # averaged weights need statistics of the same age
+    # Keras itself would wrap it after loading a checkpoint, and lose the optimizer's state.
     if model.get_layer("age_logits").compute_dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     set_losses(model, optimizer)
 
 
 def set_losses(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    """Compiles a model with this recipe's losses and metrics, and an optimizer as it is."""
+    """Compiles a model with this recipe's losses and metrics, and the optimizer unchanged."""
     model.compile(
         optimizer,
         loss={"age": AgeLoss(), "age_branch": None, "gender": GenderLoss()},
         metrics={"age": [YearsOff()], "age_branch": [BranchAccuracy()], "gender": ["accuracy"]},
-        # Left to Keras, XLA would compile for a CPU too, which then trains at a fifth of its speed.
+        # By default Keras uses XLA on CPUs too, which then train at a fifth of their speed.
         jit_compile=False,
     )
 
 
 def calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
-    """Makes a trained model as sure as its answers are right.
-
-    Args:
-        model: From `build_model`; its logits are scaled.
-        faces: Those of people that it has not learned from.
+    """Calibrates a trained model on validation faces by scaling its logits.
 
     Returns:
-        By what the logits of "age" and "gender" were divided.
+        The temperatures of "age" and "gender".
     """
     views = estimate_views(model, faces)
     true = {"age": (faces.age - MIN_AGE, faces.age_high - MIN_AGE), "gender": (faces.gender,)}

@@ -27,7 +27,7 @@ from agelib.datasets import sample
 from agelib.datasets import tables as datasets
 from agelib.datasets.download import extract, fetch
 from agelib.datasets.tables import DATASETS
-from agelib.faces import cleaning, shards
+from agelib.faces import cleaning, cropping, shards
 from agelib.faces import crop as faces_crop
 from agelib.faces import images as faces
 
@@ -62,7 +62,7 @@ def plain_loop(detector, table: pd.DataFrame, config: Config, folder: Path) -> l
         boxes.append((image.shape, found))
         if found:
             face = most_central(found, image.shape)
-            crop = faces_crop.crop_face(image, face, config.crop_size, config.margin)
+            crop = faces_crop.crop_face(image, face, config.crop)
             (folder / f"{i}.jpg").write_bytes(shards.encode_jpeg(crop))
     return boxes
 
@@ -91,7 +91,7 @@ def agreement(
     """
     same, confident, extra, alone = 0, 0, 0, 0
     images = [faces.read_image(config.raw / path) for path in table["path"]]
-    ours = cleaning.detector(alone=True).detect(images)
+    ours = cropping.detector(shared=False).detect(images)
     for image, (shape, theirs), found in zip(images, loop, ours, strict=True):
         sure = [face for face in theirs if face.confidence >= CONFIDENT]
         confident += bool(sure)

@@ -24,6 +24,7 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib.backend import keras, tf
+from agelib.config import Crop
 from agelib.faces.crop import Face, crop_face
 from agelib.faces.images import resize
 from agelib.model.inference import inference_graph
@@ -46,7 +47,7 @@ def one_by_one(detector, estimator: Estimator, photo: np.ndarray) -> int:
     for face in found:
         x, y, width, height = face["box"]
         box = Face((x, y, x + width, y + height), face["confidence"], np.zeros((5, 2)))
-        crop = resize(crop_face(photo, box, size[0], 0.0), size)
+        crop = resize(crop_face(photo, box, Crop(size[0], 0.0)), size)
         estimator.model.predict(crop[None], verbose=0)
     return len(found)
 
@@ -54,7 +55,7 @@ def one_by_one(detector, estimator: Estimator, photo: np.ndarray) -> int:
 def two_networks(networks: list[keras.Model], photo: np.ndarray, faces: list[Face]) -> int:
     """What deepface computes once it has the faces."""
     for face in faces:
-        crop = crop_face(photo, face, _VGG_SIZE, 0.0)[None] / np.float32(255)
+        crop = crop_face(photo, face, Crop(_VGG_SIZE, 0.0))[None] / np.float32(255)
         for network in networks:
             network.predict_on_batch(crop)
     return len(faces)

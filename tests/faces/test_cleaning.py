@@ -17,14 +17,14 @@ import pytest
 from distributed import Client, LocalCluster
 
 from agelib import AgelibError
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets import download, tables
-from agelib.datasets.sample import draw_portrait, make_own
+from agelib.datasets.sample import make_own
 from agelib.datasets.tables import read_imdb_wiki, read_utkface, split_by_person
-from agelib.faces import cleaning, images
-from agelib.faces.crop import Face, choose_face, crop_face
+from agelib.faces import cleaning, cropping
+from agelib.faces.crop import choose_face, crop_face
 from agelib.faces.images import read_image
-from agelib.faces.shards import FaceSet, decode_jpeg, encode_jpeg, read_manifest
+from agelib.faces.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
 COUNTS = {
@@ -49,8 +49,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from agelib.faces import cleaning
-from agelib.faces import cleaning
+from agelib.faces import cleaning, cropping
 from agelib.config import Config
 from agelib.faces.crop import Face
 
@@ -60,8 +59,8 @@ class Detector:
         boxes = [np.multiply((0.25, 0.25, 0.75, 0.75), (i.shape[:2] * 2)[::-1]) for i in images]
         return [[Face(tuple(map(float, box)), 0.99, np.zeros((5, 2)))] for box in boxes]
 
-cleaning.detector = lambda alone: Detector()
-cleaning.BATCH = 8
+cropping.detector = lambda shared: Detector()
+cropping.BATCH = 8
 cleaning.UNIT_ROWS = 20
 config = Config.from_profile("sample", data=Path(sys.argv[1]))
 clean_unit = cleaning._clean_unit
@@ -75,7 +74,7 @@ cleaning._clean_unit = say_what_is_made
 print("begin", flush=True)
 cleaning.clean("wiki", config)
 """
-CROP = {"crop_size": 64, "margin": 0.3}
+CROP = Crop(64, 0.3)
 
 
 @pytest.fixture
@@ -94,10 +93,10 @@ def uncleaned(config):
 
 @pytest.fixture
 def no_detector(monkeypatch):
-    def refuse(alone):
+    def refuse(shared):
         raise AssertionError("the detector was asked for")
 
-    monkeypatch.setattr(cleaning, "detector", refuse)
+    monkeypatch.setattr(cropping, "detector", refuse)
 
 
 @pytest.fixture
@@ -158,8 +157,8 @@ def test_each_crop_comes_from_the_image_it_names(sample_faces):
     settings = sample_faces.crop
     for i in (0, 77, len(faces) - 1):
         image = read_image(folder / faces.paths[i])
-        [found] = cleaning.detector(alone=True).detect([image])
-        crop = crop_face(image, choose_face(found, image.shape), **settings)
+        [found] = cropping.detector(shared=False).detect([image])
+        crop = crop_face(image, choose_face(found, image.shape), settings)
         assert np.abs(crop.astype(int) - faces.image(i)).mean() < 4
 
 
@@ -182,7 +181,7 @@ def test_the_manifest_says_how_the_faces_were_made(sample_faces):
     manifest = read_manifest(sample_faces.faces / "wiki")
     assert manifest["dataset"] == "wiki"
     crop = sample_faces.crop
-    assert manifest["crop"] == crop
+    assert manifest["crop"] == crop.to_json()
     assert manifest["detector"]["name"] == "mtcnn"
     assert set(manifest["versions"]) >= {"mtcnn", "numpy", "pillow", "tensorflow"}
 
@@ -242,9 +241,9 @@ def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monke
 
     units, again = cleaning._clean_unit, []
 
-    def counting(rows, images, folder, stem, head, alone):
+    def counting(rows, images, folder, stem, origin, shared):
         again.append(stem)
-        return units(rows, images, folder, stem, head, alone)
+        return units(rows, images, folder, stem, origin, shared)
 
     monkeypatch.setattr(cleaning, "_clean_unit", counting)
     cleaning.clean("wiki", uncleaned)
@@ -363,7 +362,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_as_if_never_killed(sample_face
 @pytest.mark.parametrize("change", [{"crop_size": 96}, {"margin": 0.7}, {"align": True}])
 def test_other_crop_settings_on_the_same_folder_are_refused(config, change, no_detector):
     before = contents(config.faces)
-    with pytest.raises(AgelibError, match=r"was made with crop .*margin.* asked for"):
+    with pytest.raises(AgelibError, match=r"holds crops of .*margin.* this run needs .*margin"):
         cleaning.clean("utkface", dataclasses.replace(config, **change))
     assert contents(config.faces) == before
 
@@ -387,7 +386,7 @@ def test_other_settings_are_refused_after_a_cut_too(uncleaned):
 
     with pytest.raises(KeyboardInterrupt):
         cleaning.clean("utkface", uncleaned, stop)
-    with pytest.raises(AgelibError, match="was made with crop"):
+    with pytest.raises(AgelibError, match="holds crops of"):
         cleaning.clean("utkface", dataclasses.replace(uncleaned, margin=0.5))
 
 
@@ -412,7 +411,7 @@ def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, mon
     config = Config.from_profile("own", own=tmp_path / "own", data=tmp_path)
     make_own(config.own)
     table = tables.read_table("own", config)
-    before = cleaning._head(table, config.own, "own", config)
+    before = cleaning._origin(table, config.own, "own", config)
 
     def busy(path):
         raise OSError(errno.EIO, "Input/output error")
@@ -420,9 +419,9 @@ def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, mon
     monkeypatch.setattr(cleaning, "sha256", busy)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
-        cleaning._head(table, config.own, "own", config)
+        cleaning._origin(table, config.own, "own", config)
     monkeypatch.undo()
-    assert cleaning._head(table, config.own, "own", config) == before
+    assert cleaning._origin(table, config.own, "own", config) == before
 
 
 def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
@@ -469,89 +468,3 @@ def test_nearly_all_real_images_keep_a_face(name, mirror, tmp_path):
     manifest = cleaning.clean_table(table, folder, tmp_path / "faces", name, config)
     assert manifest["rows"] == 300
     assert manifest["counts"]["kept"] >= 0.97 * 300
-
-
-@pytest.fixture
-def photos(tmp_path, rng):
-    """Six files, each of its own shade of grey; the third and the last are broken."""
-    paths = [tmp_path / f"{i}.jpg" for i in range(6)]
-    for i, path in enumerate(paths):
-        path.write_bytes(encode_jpeg(np.full((60 + 4 * i, 80, 3), 40 * i, np.uint8)))
-    for i in (2, 5):
-        paths[i].write_bytes(b"broken")
-    return paths
-
-
-@pytest.fixture
-def batches(monkeypatch):
-    """Puts a detector of whole images in MTCNN's place; gives the batches that it is handed."""
-    seen = []
-
-    class Whole:
-        def detect(self, images):
-            seen.append([image.shape[0] for image in images])
-            boxes = [(10.0, 10.0, float(image.shape[0]), float(image.shape[0])) for image in images]
-            return [[Face(box, 0.99, np.zeros((5, 2)))] for box in boxes]
-
-    monkeypatch.setattr(cleaning, "detector", lambda alone: Whole())
-    return seen
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 64])
-def test_each_image_gets_its_own_result_in_order(photos, batches, monkeypatch, size):
-    monkeypatch.setattr(cleaning, "BATCH", size)
-    results = list(cleaning.crop_images(photos, CROP, alone=True))
-    assert [getattr(result, "reason", None) for result in results] == [
-        None,
-        None,
-        "unreadable",
-        None,
-        None,
-        "unreadable",
-    ]
-    for i in (0, 1, 3, 4):
-        image = decode_jpeg(results[i])
-        assert image.shape == (64, 64, 3)
-        assert image.mean() == pytest.approx(40 * i, abs=2)
-    assert [height for batch in batches for height in batch] == [60, 64, 72, 76]
-
-
-def test_only_a_few_batches_are_in_memory_at_a_time(photos, batches, monkeypatch):
-    monkeypatch.setattr(cleaning, "BATCH", 1)
-    read, read_image = [], images.read_image
-
-    def remember(path, max_side):
-        read.append(path)
-        return read_image(path, max_side)
-
-    monkeypatch.setattr(cleaning, "read_image", remember)
-    many = photos[:2] * 50
-    results = cleaning.crop_images(many, CROP, alone=True)
-    next(results)
-    assert len(read) <= 2 * cleaning._AHEAD + 3
-
-
-def test_an_unexpected_error_is_not_taken_for_a_bad_image(photos, batches, monkeypatch):
-    def fail(path, max_side):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(cleaning, "read_image", fail)
-    with pytest.raises(ZeroDivisionError):
-        list(cleaning.crop_images(photos, CROP, alone=True))
-
-
-def test_a_rejection_does_not_keep_its_batch_in_memory(tmp_path, batches):
-    [result] = cleaning.crop_images([tmp_path / "missing.jpg"], CROP, alone=True)
-    assert result.reason == "unreadable"
-    assert result.__traceback__ is None
-
-
-def test_no_images_give_no_crops(batches):
-    assert list(cleaning.crop_images([], CROP, alone=True)) == []
-
-
-def test_mtcnn_finds_the_face_that_is_cropped(tmp_path, rng):
-    path = tmp_path / "portrait.jpg"
-    path.write_bytes(encode_jpeg(draw_portrait(30, 1, rng)))
-    [jpeg] = cleaning.crop_images([path], CROP | {"align": True}, alone=True)
-    assert decode_jpeg(jpeg).shape == (64, 64, 3)

@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
+from conftest import reason_of
+from PIL import Image
 
+from agelib.config import Crop
+from agelib.faces import shards
 from agelib.faces.crop import MIN_FACE, Face, choose_face, crop_face
-from agelib.faces.images import Rejected
+from agelib.faces.images import read_image
+from agelib.model.network import build_model
+
+RED = (255, 0, 0)
 
 
 def face_at(x, y, size, confidence=0.9):
     half = size / 2
     return Face((x - half, y - half, x + half, y + half), confidence, np.zeros((5, 2)))
-
-
-def reason_of(call, *arguments):
-    with pytest.raises(Rejected) as caught:
-        call(*arguments)
-    return caught.value.reason
 
 
 # Choosing
@@ -77,7 +78,7 @@ def test_the_box_is_made_square_and_widened_by_the_margin_on_each_side(rng, marg
     image = rng.integers(0, 255, (100, 120, 3), np.uint8)
     tall = Face((40, 30, 60, 60), 1.0, np.zeros((5, 2)))
     expected = image[rows, columns]
-    assert (crop_face(image, tall, len(expected), margin) == expected).all()
+    assert (crop_face(image, tall, Crop(len(expected), margin)) == expected).all()
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (100, 0), (0, 80), (100, 80)])
@@ -86,14 +87,14 @@ def test_beyond_the_image_its_border_is_repeated(rng, corner):
     padded = np.pad(image, ((50, 50), (50, 50), (0, 0)), mode="edge")
     x, y = corner
     expected = padded[y + 30 : y + 70, x + 30 : x + 70]
-    assert (crop_face(image, face_at(x, y, 20), 40, 0.5) == expected).all()
+    assert (crop_face(image, face_at(x, y, 20), Crop(40, 0.5)) == expected).all()
 
 
 @pytest.mark.parametrize("crop_size", [16, 64, 224])
 @pytest.mark.parametrize("size", [3.3, 47.9, 400.0])
 def test_a_crop_has_the_size_asked_for(rng, crop_size, size):
     image = rng.integers(0, 255, (80, 100, 3), np.uint8)
-    crop = crop_face(image, face_at(50.4, 40.6, size), crop_size, 0.3)
+    crop = crop_face(image, face_at(50.4, 40.6, size), Crop(crop_size, 0.3))
     assert crop.shape == (crop_size, crop_size, 3)
     assert crop.dtype == np.uint8
 
@@ -101,5 +102,21 @@ def test_a_crop_has_the_size_asked_for(rng, crop_size, size):
 def test_shrinking_averages_and_does_not_alias():
     stripes = np.zeros((200, 200, 3), np.uint8)
     stripes[:, ::2] = 255
-    crop = crop_face(stripes, face_at(100, 100, 160), 40, 0)
+    crop = crop_face(stripes, face_at(100, 100, 160), Crop(40, 0))
     assert np.abs(crop.astype(int) - 127).max() <= 1
+
+
+def test_a_red_file_stays_red_up_to_the_network(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (60, 60), RED).save(path)
+    image = read_image(path)
+    assert (image == RED).all()
+    crop = crop_face(image, face_at(30, 30, 40), Crop(32, 0.3))
+    assert (crop == RED).all()
+    stored = shards.decode_jpeg(shards.encode_jpeg(crop))
+    assert (stored[..., 0] > 240).all()
+    assert (stored[..., 1:] < 15).all()
+    model = build_model("EfficientNetB0", 32, augment=False)
+    seen = np.asarray(model.get_layer("normalisation")(crop[None].astype(np.float32)))
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=1e-4)

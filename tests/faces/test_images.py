@@ -3,14 +3,12 @@ import io
 
 import numpy as np
 import pytest
+from conftest import reason_of
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from skimage import data
 
-from agelib.faces import shards
-from agelib.faces.crop import Face, crop_face
 from agelib.faces.images import Rejected, read_image
-from agelib.model.network import build_model
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -23,36 +21,6 @@ def encoded(image, form, **options):
 
 def plain(mode, colour, size=(24, 16)):
     return Image.new(mode, size, colour)
-
-
-def face_at(x, y, size, confidence=0.9):
-    half = size / 2
-    return Face((x - half, y - half, x + half, y + half), confidence, np.zeros((5, 2)))
-
-
-def reason_of(call, *arguments):
-    with pytest.raises(Rejected) as caught:
-        call(*arguments)
-    return caught.value.reason
-
-
-# Colours
-
-
-def test_a_red_file_stays_red_up_to_the_network(tmp_path):
-    path = tmp_path / "red.png"
-    plain("RGB", RED, (60, 60)).save(path)
-    image = read_image(path)
-    assert (image == RED).all()
-    crop = crop_face(image, face_at(30, 30, 40), 32, 0.3)
-    assert (crop == RED).all()
-    stored = shards.decode_jpeg(shards.encode_jpeg(crop))
-    assert (stored[..., 0] > 240).all()
-    assert (stored[..., 1:] < 15).all()
-    model = build_model("EfficientNetB0", 32, augment=False)
-    seen = np.asarray(model.get_layer("normalisation")(crop[None].astype(np.float32)))
-    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
-    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=1e-4)
 
 
 # Reading
@@ -248,13 +216,6 @@ def test_a_small_file_of_enormous_pixels_is_rejected(side):
     bomb = encoded(Image.new("1", (side, side)), "PNG")
     with pytest.raises(Rejected, match=r"pixels"):
         read_image(bomb)
-
-
-def test_an_image_read_from_a_file_can_be_cropped(tmp_path):
-    # Pillow's arrays are read-only.
-    crop = crop_face(read_image(PHOTO), face_at(220, 120, 110), 64, 0.3)
-    assert crop.shape == (64, 64, 3)
-    assert crop.std() > 20
 
 
 @pytest.fixture(scope="module")

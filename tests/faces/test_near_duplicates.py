@@ -61,7 +61,7 @@ def face_set(folder, split, images):
     rows = [labels | {"path": f"{i}.jpg"} for i in range(len(images))]
     jpegs = [shards.encode_jpeg(image) for image in images]
     files = shards.write_shard(folder, f"{split}-00000", jpegs, rows)
-    crop = {"crop_size": len(images[0])}
+    crop = {"crop_size": len(images[0]), "margin": 0.0}
     notes = {"format": shards.FORMAT, "dataset": folder.name, "crop": crop, "races": []}
     notes["shards"] = {f"{split}-00000": {"files": files}}
     write_json(folder / "manifest.json", notes)

@@ -1,4 +1,6 @@
 import math
+import re
+import zipfile
 from urllib.error import URLError
 
 import cv2
@@ -19,7 +21,7 @@ from agelib.model.network import (
     set_batch_norm_momentum,
     unfreeze_backbone,
 )
-from agelib.model.saved import save_model
+from agelib.model.saved import load_model, save_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -67,6 +69,34 @@ def test_a_branch_has_the_sum_of_its_years(model, images):
     for i, (low, high) in enumerate(AGE_BRANCHES):
         years = outputs["age"][:, low - 1 : high].sum(axis=1)
         np.testing.assert_allclose(outputs["age_branch"][:, i], years, atol=1e-6)
+
+
+def test_the_branches_are_a_layer_that_plain_keras_reads(images, tmp_path):
+    model = build_model("EfficientNetB0", 64, augment=False)
+    assert model.get_layer("age_branch").output.shape == (None, 5)
+    assert not model.get_layer("age_branch").weights
+    save_model(model, tmp_path / "model.keras", {})
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        modules = set(re.findall(r'"module": "([^"]+)"', archive.read("config.json").decode()))
+    assert all(name.startswith("keras") for name in modules)
+    plain = keras.models.load_model(tmp_path / "model.keras")
+    expected = model.predict_on_batch(images)["age_branch"]
+    np.testing.assert_allclose(plain.predict_on_batch(images)["age_branch"], expected, atol=1e-6)
+
+
+def test_a_model_from_before_they_were_a_layer_is_trained_on(model, images, tmp_path):
+    age, gender = model.get_layer("age").output, model.get_layer("gender").output
+    sums = [keras.ops.sum(age[:, a - 1 : b], axis=1, keepdims=True) for a, b in AGE_BRANCHES]
+    outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    save_model(keras.Model(model.input, outputs, name="agelib"), tmp_path / "before.keras", {})
+    before, _ = load_model(tmp_path / "before.keras")
+    freeze_backbone(before)
+    assert len(before.trainable_variables) == 4
+    unfreeze_backbone(before)
+    after = build_model("EfficientNetB0", 64, str(tmp_path / "before.keras"))
+    expected = before.predict_on_batch(images)
+    for name, found in after.predict_on_batch(images).items():
+        np.testing.assert_allclose(found, expected[name], atol=1e-6)
 
 
 def test_a_temperature_reaches_every_output_of_its_head(images):
@@ -312,7 +342,7 @@ def test_other_npz_files_are_refused(tmp_path, backbone, kind):
         backbone = backbone.replace("Lite0", "Lite1")
     elif kind != "missing":
         np.savez(path, **{"named" if kind == "named" else "0": np.zeros(3)})
-    with pytest.raises(AgelibError, match=f"weights for {backbone} cannot be had") as caught:
+    with pytest.raises(AgelibError, match=f"weights for {backbone} are not available") as caught:
         build_backbone(backbone, 32, str(path))
     assert "network and" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -389,7 +419,7 @@ def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
     with pytest.raises(AgelibError) as caught:
         build_model("EfficientNetB0", 32, weights)
     message = str(caught.value)
-    assert message.startswith(f"{weights} weights for EfficientNetB0 cannot be had")
+    assert message.startswith(f"{weights} weights for EfficientNetB0 are not available")
     assert "--weights none" in message
     assert "\n" not in message
     assert len(message) < 500
@@ -402,7 +432,7 @@ def test_trouble_without_weights_is_not_blamed_on_them(monkeypatch):
 
 
 def test_a_misspelt_kind_of_weights_is_one_sentence():
-    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 cannot be had"):
+    with pytest.raises(AgelibError, match="imagnet weights for EfficientNetB0 are not available"):
         build_model("EfficientNetB0", 32, "imagnet")
 
 
@@ -430,5 +460,5 @@ def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path,
 def test_h5_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "b0.h5"
     build_backbone("EfficientNetB0", 32).save(path)
-    with pytest.raises(AgelibError, match="weights for EfficientNetB1 cannot be had"):
+    with pytest.raises(AgelibError, match="weights for EfficientNetB1 are not available"):
         build_backbone("EfficientNetB1", 32, str(path))

@@ -8,6 +8,7 @@ from PIL import Image
 from skimage import data
 
 from agelib import AgelibError
+from agelib.config import Crop
 from agelib.faces.crop import Face, crop_face
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES
@@ -124,7 +125,7 @@ def test_the_interval_is_the_middle_of_the_distribution(estimator, photo):
 def test_the_model_is_shown_the_crop_that_training_makes(estimator, seen, photo):
     [estimate] = estimator.predict(photo)
     [crops] = seen
-    expected = crop_face(data.astronaut(), estimate.face, 64, 0.3)
+    expected = crop_face(data.astronaut(), estimate.face, Crop(64, 0.3))
     np.testing.assert_array_equal(crops, expected[None])
 
 

@@ -12,7 +12,7 @@ from skimage import data
 from agelib import AgelibError
 from agelib.__main__ import _parser
 from agelib.backend import keras, tf
-from agelib.config import Config
+from agelib.config import Config, Crop
 from agelib.datasets import download, tables
 from agelib.datasets.sample import draw_portrait
 from agelib.evaluation.scores import metrics
@@ -31,7 +31,7 @@ from agelib.prediction.export import (
     readable,
 )
 
-CROP = {"crop_size": 64, "margin": 0.0, "align": False}
+CROP = Crop(64, 0.0)
 BUILT_IN = ("saved_model", "tflite", "int8")
 
 
@@ -42,7 +42,7 @@ def model_path(tmp_path_factory):
     # Wide enough apart that an answer is no tie.
     model.set_weights([3 * weights for weights in model.get_weights()])
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    save_model(model, path, {"crop": CROP})
+    save_model(model, path, {"crop": CROP.to_json()})
     return path
 
 
@@ -289,7 +289,7 @@ def test_of_many_faces_some_from_everywhere_are_compared(sample_faces, monkeypat
     np.testing.assert_array_equal(crops[-1], faces.image(len(faces) - 1))
 
 
-@pytest.mark.parametrize("crop", [CROP, CROP | {"crop_size": 80}])
+@pytest.mark.parametrize("crop", [CROP, Crop(80, 0.0)])
 def test_without_such_faces_small_photos_of_people_are_compared(sample_faces, tmp_path, crop):
     here = crop != CROP
     config = sample_faces if here else dataclasses.replace(sample_faces, data=tmp_path)
@@ -326,7 +326,7 @@ def test_photos_without_a_face_are_one_sentence(sample_faces, tmp_path):
 @pytest.mark.slow
 def test_int8_answers_alike_on_every_processor(tmp_path):
     model, note = load_model(PRETRAINED)
-    crops, what = faces_to_check(Config(data=tmp_path), note["crop"])
+    crops, what = faces_to_check(Config(data=tmp_path), Crop.from_json(note["crop"]))
     assert what.startswith("small faces")
     table = export(PRETRAINED, tmp_path, crops, ["int8"])
     assert table["problem"].tolist() == ["", ""]
@@ -355,7 +355,7 @@ def test_int8_loses_at_most_a_point_on_real_faces(mirror, tmp_path):
     cleaning.clean_table(held_out.iloc[::2], images, config.faces / "utkface", "utkface", config)
     faces = FaceSet([config.faces / "utkface"], "test")
     model, note = load_model(PRETRAINED)
-    known, what = faces_to_check(config, note["crop"])
+    known, what = faces_to_check(config, Crop.from_json(note["crop"]))
     assert what.startswith("test faces of utkface")
     assert export(PRETRAINED, tmp_path, known, ["int8"])["problem"].tolist() == ["", ""]
     run = FORMATS["int8"].load(tmp_path / "model.int8.tflite")

@@ -172,7 +172,7 @@ def test_training_tells_each_epoch_and_learns_something(config):
 
 def test_the_model_file_tells_how_faces_must_be_cropped(finished):
     _, note = load_model(finished.run_folder / "model.keras")
-    assert note["crop"] == finished.crop
+    assert note["crop"] == finished.crop.to_json()
     assert note["config"] == finished.to_dict()
     sizes = {s: len(FaceSet([finished.faces / "wiki"], s)) for s in ("train", "val")}
     assert note["faces"] == sizes
