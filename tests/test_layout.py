@@ -78,7 +78,9 @@ def test_no_part_of_the_package_is_on_no_floor():
     assert names - {"__init__"} == LEVEL.keys() - {""}
 
 
-@pytest.mark.parametrize("name", ["agelib", "agelib.steps", *(f"agelib.{room}" for room in ROOMS)])
+@pytest.mark.parametrize(
+    "name", ["agelib", "agelib.steps", "agelib.release", *(f"agelib.{room}" for room in ROOMS)]
+)
 def test_importing_loads_no_tensorflow(name):
     code = f"import sys, {name}; sys.exit(bool({{'tensorflow', 'keras'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
