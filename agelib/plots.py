@@ -77,18 +77,10 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
     axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=COLOURS)
-    for (low, high), name in zip(AGE_BRANCHES, BRANCH_NAMES, strict=True):
-        count = int(((ages >= low) & (ages <= high)).sum())
+    counts = [int(((ages >= low) & (ages <= high)).sum()) for low, high in AGE_BRANCHES]
+    _name_branches(axis, [f"\n{count:,}" for count in counts])
+    for _, high in AGE_BRANCHES:
         axis.axvline(high + 0.5, color="0.6", linewidth=0.8, linestyle=":")
-        axis.text(
-            (low + high) / 2,
-            1.01,
-            f"{name}\n{count:,}",
-            fontsize=8,
-            ha="center",
-            va="bottom",
-            transform=axis.get_xaxis_transform(),
-        )
     axis.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
     axis.set_xlabel("age")
     axis.set_ylabel("faces")
@@ -164,15 +156,21 @@ def _draw_ages(
     for probabilities, median, label in zip(ages, medians, labels, strict=True):
         line = axis.plot(np.arange(MIN_AGE, MAX_AGE + 1), probabilities, label=label)[0]
         axis.axvline(median, color=line.get_color(), linewidth=0.8, linestyle=":")
-    for i, ((low, high), name) in enumerate(zip(AGE_BRANCHES, BRANCH_NAMES, strict=True)):
+    for i, (low, high) in enumerate(AGE_BRANCHES):
         axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
-        place = {"ha": "center", "transform": axis.get_xaxis_transform()}
-        axis.text((low + high) / 2, 1.02, name, fontsize=8, **place)
+    _name_branches(axis)
     axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
     axis.set_ylim(0)
     axis.set_xlabel("age")
     axis.set_ylabel("probability")
     tidy(axis)
+
+
+def _name_branches(axis: Axes, more: Sequence[str] = ("",) * len(AGE_BRANCHES)) -> None:
+    """Writes the age branches above an axis of ages."""
+    place = {"ha": "center", "va": "bottom", "transform": axis.get_xaxis_transform()}
+    for (low, high), name, text in zip(AGE_BRANCHES, BRANCH_NAMES, more, strict=True):
+        axis.text((low + high) / 2, 1.01, name + text, fontsize=8, **place)
 
 
 def _box(estimate: "Estimate") -> Rectangle:
