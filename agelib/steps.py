@@ -40,16 +40,11 @@ def download(name: str, config: Config) -> Path:
         return _your_images(name, config)
     if config.profile == "sample":
         sample.make_archives(Path(config.mirror))
-    remote = archive_on_drive(name, config)
-    local = config.raw / remote.name
-    # The exists(): somebody may have made room on Drive since.
-    if not local.exists() and sync.holds(remote) and remote.exists():
-        sync.pull(remote, local)
-        archives.remember(local)
+    _pull_archive(name, config)
     archive = downloading.fetch(name, config)
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
-    sync.push(archive, remote)
+    sync.push(archive, archive_on_drive(name, config))
     return folder
 
 
@@ -76,20 +71,22 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
         _forget_if_changed(name, config)
     else:
-        _extract_again(name, config)
+        if not images_folder(name, config).exists():
+            _pull_archive(name, config)
+        downloading.extract(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
     return manifest
 
 
-def _extract_again(name: str, config: Config) -> None:
-    """Makes sure that an archive's images are here, from Drive if need be."""
-    archive = archive_on_drive(name, config)
-    extracted = images_folder(name, config).exists()
+def _pull_archive(name: str, config: Config) -> None:
+    """Fetches an archive from Drive if it is there and not here."""
+    remote = archive_on_drive(name, config)
+    local = config.raw / remote.name
     # The last: somebody may have made room on Drive since.
-    if not extracted and sync.holds(archive) and archive.exists():
-        sync.pull(archive, config.raw / archive.name)
-    downloading.extract(name, config)
+    if not local.exists() and sync.holds(remote) and remote.exists():
+        sync.pull(remote, local)
+        archives.remember(local)
 
 
 def _is_yours(name: str, config: Config) -> bool:
@@ -181,7 +178,10 @@ def train(
     """
     pull_faces(config)
     pull_run(config)
-    remote = run_on_drive(config)
+    remote, product = run_on_drive(config), config.run_folder / "model.keras"
+    pushed = remote / product.name
+    with disk.reading(remote):
+        finished = product.exists() and sync.holds(pushed) and pushed.exists()
     backup = Backup(config.run_folder, remote)
 
     def push_and_tell(history: pd.DataFrame) -> None:
@@ -189,8 +189,9 @@ def train(
         on_epoch(history)
 
     history = training.train(config, push_and_tell)
-    plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-    push_finished(config.run_folder / "model.keras", config.run_folder, remote)
+    if not finished:
+        plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
+        push_finished(product, config.run_folder, remote)
     return history
 
 
@@ -204,14 +205,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     pull_run(config)
     report = evaluate_run(config)
     estimates = read_estimates(config)
-    figures = {
-        "confusion": plots.confusion(report),
-        "age_errors": plots.age_errors(estimates),
-        "reliability": plots.reliability_diagram(estimates),
-        "groups": plots.groups(report),
-    }
-    for name, figure in figures.items():
-        figure.savefig(_figure(config, name))
+    plots.confusion(report).savefig(_figure(config, "confusion"))
+    plots.age_errors(estimates).savefig(_figure(config, "age_errors"))
+    plots.reliability_diagram(estimates).savefig(_figure(config, "reliability"))
+    plots.groups(report).savefig(_figure(config, "groups"))
     push_finished(config.run_folder, config.run_folder, run_on_drive(config))
     return report
 
