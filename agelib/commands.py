@@ -42,7 +42,7 @@ def _upload(config: Config) -> None:
     for name in config.sources:
         copied = steps.upload(name, config)
         place = config.drive / "faces" / name
-        print(f"{name}: all verified in {place}, {len(copied)} files copied just now")
+        print(f"{name}: all verified in {place}; files copied now: {len(copied)}")
 
 
 def _train(config: Config) -> None:
@@ -51,7 +51,7 @@ def _train(config: Config) -> None:
     last = steps.train(config).iloc[-1]
     print(
         f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
-        f"as they are (without their mirror images), age branch "
+        f"(each seen once, without its mirror image): age branch "
         f"{last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
     )
 
@@ -72,16 +72,14 @@ def _evaluate(
         raise AgelibError("--model needs --images, a folder with a labels.csv or UTKFace's names.")
     if against:
         table = steps.compare(config, [config.run, *against])
-        print(table.to_json(indent=1) if json else table.to_string())
+        text = f"\nHow good is each run on the same test faces?\n\n{table.to_string()}"
+        print(table.to_json(indent=1) if json else text)
         return
     if images:
         report = _evaluate_folder(config, images, _model_path(config, model, of_run))
     else:
         report = steps.evaluate(config)
-    if json:
-        _print_json(report)
-    else:
-        _print_report(report)
+    (_print_json if json else _print_report)(report)
 
 
 def _evaluate_folder(config: Config, images: Path, path: Path) -> dict[str, Any]:
@@ -108,7 +106,7 @@ def _print_report(report: dict[str, Any]) -> None:
     )
 
     print("\nHow often is the model right?\n", results_table(report).to_string(), sep="\n")
-    print("\nHow far off, and how sure?\n", calibration_table(report).to_string(), sep="\n")
+    print("\nHow far off is it, and how sure?\n", calibration_table(report).to_string(), sep="\n")
     for name, scores in report.get("tests", {report["dataset"]: report}).items():
         tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
         limits = (name_worst(scores), duplicates_sentence(scores["near_duplicates"]))
@@ -121,8 +119,8 @@ def _print_report(report: dict[str, Any]) -> None:
         rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
         print(f"left out of {name}: {rejected or 'nothing'}")
     print(
-        "\nin brackets: 95 % interval; balanced: the mean over the classes, each counting alike; "
-        "estimates are means over a face and its mirror image"
+        "\nIn brackets: 95 % confidence interval. Balanced: the mean over the classes, each with "
+        "the same weight. An estimate is the mean over a face and its mirror image."
     )
 
 

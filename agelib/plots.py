@@ -58,6 +58,7 @@ def reasons(counts: dict[str, int]) -> Figure:
     axis.bar_label(bars, [f"{value:,}" for value in counts.values()], padding=3)
     axis.invert_yaxis()
     axis.set_xscale("symlog")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.margins(x=0.15)
     axis.set_xlabel("images (logarithmic scale)")
     tidy(axis)
@@ -76,18 +77,10 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
     axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=COLOURS)
-    for (low, high), name in zip(AGE_BRANCHES, BRANCH_NAMES, strict=True):
-        count = int(((ages >= low) & (ages <= high)).sum())
+    counts = [int(((ages >= low) & (ages <= high)).sum()) for low, high in AGE_BRANCHES]
+    _name_branches(axis, [f"\n{count:,}" for count in counts])
+    for _, high in AGE_BRANCHES:
         axis.axvline(high + 0.5, color="0.6", linewidth=0.8, linestyle=":")
-        axis.text(
-            (low + high) / 2,
-            1.01,
-            f"{name}\n{count:,}",
-            fontsize=8,
-            ha="center",
-            va="bottom",
-            transform=axis.get_xaxis_transform(),
-        )
     axis.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
     axis.set_xlabel("age")
     axis.set_ylabel("faces")
@@ -141,13 +134,18 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     photo, face, ages = figure.subplots(1, 3, width_ratios=(1, 0.8, 2))
     photo.imshow(image)
     photo.add_patch(_box(estimate))
-    photo.set_title("1. MTCNN finds the face", fontsize=10)
     face.imshow(crop)
-    face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=10)
     for axis in (photo, face):
         axis.axis("off")
+        axis.set_anchor("N")
     _draw_ages(ages, [estimate.ages], [estimate.age], [""])
-    ages.set_title(f"3. EfficientNet says: {estimate}", fontsize=10, pad=18)
+    what = (
+        "MTCNN finds the face",
+        f"the crop, {crop.shape[1]} pixels",
+        f"EfficientNet: {estimate}",
+    )
+    for number, (axis, title) in enumerate(zip((photo, face, ages), what, strict=True), 1):
+        axis.set_title(f"{number}. {title}", fontsize=9, pad=18)
     return figure
 
 
@@ -158,15 +156,21 @@ def _draw_ages(
     for probabilities, median, label in zip(ages, medians, labels, strict=True):
         line = axis.plot(np.arange(MIN_AGE, MAX_AGE + 1), probabilities, label=label)[0]
         axis.axvline(median, color=line.get_color(), linewidth=0.8, linestyle=":")
-    for i, ((low, high), name) in enumerate(zip(AGE_BRANCHES, BRANCH_NAMES, strict=True)):
+    for i, (low, high) in enumerate(AGE_BRANCHES):
         axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
-        place = {"ha": "center", "transform": axis.get_xaxis_transform()}
-        axis.text((low + high) / 2, 1.02, name, fontsize=8, **place)
+    _name_branches(axis)
     axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
     axis.set_ylim(0)
     axis.set_xlabel("age")
     axis.set_ylabel("probability")
     tidy(axis)
+
+
+def _name_branches(axis: Axes, more: Sequence[str] = ("",) * len(AGE_BRANCHES)) -> None:
+    """Writes the age branches above an axis of ages."""
+    place = {"ha": "center", "va": "bottom", "transform": axis.get_xaxis_transform()}
+    for (low, high), name, text in zip(AGE_BRANCHES, BRANCH_NAMES, more, strict=True):
+        axis.text((low + high) / 2, 1.01, name + text, fontsize=8, **place)
 
 
 def _box(estimate: "Estimate") -> Rectangle:
@@ -240,6 +244,7 @@ def confusion(report: dict[str, Any]) -> Figure:
         counts = np.array(report[f"{head}_confusion"])
         shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.set_anchor("N")
         for (row, column), share in np.ndenumerate(shares):
             axis.text(
                 column,
@@ -269,30 +274,29 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     off = estimates["years_off"]
     middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
     middle = (middle - MIN_AGE) // _AGE_STEP * _AGE_STEP + MIN_AGE + _AGE_STEP // 2
-    by_age.bar(*_means(off.abs(), middle), width=0.8 * _AGE_STEP, color=COLOURS[0], alpha=0.5)
-    by_age.plot(*_means(off, middle), color=COLOURS[1], marker=".")
+    size, direction = off.abs().groupby(middle).mean(), off.groupby(middle).mean()
+    by_age.bar(
+        size.index, size, 0.8 * _AGE_STEP, color=COLOURS[0], alpha=0.5, label="size of the error"
+    )
+    by_age.plot(direction, color=COLOURS[1], marker=".", label="too old (+) or too young (-)")
     by_age.axhline(0, color="0.4", linewidth=0.8)
     by_age.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
     by_age.set_xlabel("true age")
     by_age.set_ylabel("years")
-    by_age.set_title("off by (bars), and older or younger than true (line)", fontsize=10)
+    by_age.set_title("mean error by true age", fontsize=10)
+    by_age.legend(frameon=False, fontsize=8)
     years = np.arange(_MOST_YEARS + 1)
     shares = [(off.abs() <= year).mean() for year in years]
     within.plot(years, shares, color=COLOURS[0])
     within.set_xlim(0, _MOST_YEARS)
     within.set_xticks(range(0, _MOST_YEARS + 1, 5))
     within.set_ylim(0, 1.03)
-    within.set_xlabel("at most so many years off")
+    within.set_xlabel("years off")
     within.set_ylabel("share of faces")
-    within.set_title("cumulative score", fontsize=10)
+    within.set_title("at most this many years off (cumulative score)", fontsize=10)
     tidy(by_age)
     tidy(within)
     return figure
-
-
-def _means(values: pd.Series, groups: pd.Series) -> tuple[pd.Index, pd.Series]:
-    means = values.groupby(groups).mean()
-    return means.index, means
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
@@ -337,8 +341,8 @@ def groups(report: dict[str, Any]) -> Figure:
         axis.hlines(places, ends[:, 0], ends[:, 1], color=COLOURS[0], alpha=0.5, linewidth=4)
         axis.plot(scores, places, "o", color=COLOURS[0])
         axis.axvline(report[key], color=COLOURS[1], linewidth=1, linestyle=":")
-        axis.set_xlim(0, 1.03)
-        axis.set_xlabel("share that is right; dotted: of all faces")
+        axis.set_xlim(-0.03, 1.03)
+        axis.set_xlabel("share of right answers; dotted line: all faces")
         axis.set_title(title)
         tidy(axis)
     axes[0].set_yticks(places, [f"{row['group']}  ({row['n']:,})" for row in rows])

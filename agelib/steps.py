@@ -67,17 +67,12 @@ def clean(name: str, config: Config) -> dict[str, Any]:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
         _forget_if_changed(name, config)
     else:
-        _extract_again(name, config)
+        if not images_folder(name, config).exists():
+            _pull_archive(name, config)
+        downloading.extract(name, config)
     manifest = cleaning.clean(name, config, on_shard=Backup(faces, remote).push)
     upload(name, config)
     return manifest
-
-
-def _extract_again(name: str, config: Config) -> None:
-    """Makes sure that an archive's images are here, from Drive if need be."""
-    if not images_folder(name, config).exists():
-        _pull_archive(name, config)
-    downloading.extract(name, config)
 
 
 def _pull_archive(name: str, config: Config) -> None:
@@ -179,7 +174,10 @@ def train(
     """
     pull_faces(config)
     pull_run(config)
-    remote = run_on_drive(config)
+    remote, product = run_on_drive(config), config.run_folder / "model.keras"
+    pushed = remote / product.name
+    with disk.reading(remote):
+        finished = product.exists() and sync.holds(pushed) and pushed.exists()
     backup = Backup(config.run_folder, remote)
 
     def push_and_tell(history: pd.DataFrame) -> None:
@@ -187,8 +185,9 @@ def train(
         on_epoch(history)
 
     history = training.train(config, push_and_tell)
-    plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-    push_finished(config.run_folder / "model.keras", config.run_folder, remote)
+    if not finished:
+        plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
+        push_finished(product, config.run_folder, remote)
     return history
 
 
@@ -202,14 +201,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     pull_run(config)
     report = evaluate_run(config)
     estimates = read_estimates(config)
-    figures = {
-        "confusion": plots.confusion(report),
-        "age_errors": plots.age_errors(estimates),
-        "reliability": plots.reliability_diagram(estimates),
-        "groups": plots.groups(report),
-    }
-    for name, figure in figures.items():
-        figure.savefig(_figure(config, name))
+    plots.confusion(report).savefig(_figure(config, "confusion"))
+    plots.age_errors(estimates).savefig(_figure(config, "age_errors"))
+    plots.reliability_diagram(estimates).savefig(_figure(config, "reliability"))
+    plots.groups(report).savefig(_figure(config, "groups"))
     push_finished(config.run_folder, config.run_folder, run_on_drive(config))
     return report
 

@@ -12,7 +12,7 @@ from colab.google.colab import drive as google_drive
 from colab.interruptions import Epochs, Shards
 from colab.noise import find_error, find_noise
 from colab.packages import compare
-from colab.rehearsal import Outcome
+from colab.rehearsal import Outcome, Rehearsal, uncommitted
 from colab.table import show
 from tqdm import tqdm
 
@@ -89,6 +89,23 @@ def test_the_error_that_stopped_a_notebook_is_found():
     error = {"output_type": "error", "ename": "ValueError", "evalue": "mount failed"}
     assert find_error(notebook(stream("stdout", "x"), error)) == "cell 1: ValueError: mount failed"
     assert find_error(notebook()) == ""
+
+
+def test_a_project_that_came_as_a_zip_file_is_rehearsed(tmp_path, monkeypatch):
+    project = tmp_path / "agelib"
+    (project / "notebooks").mkdir(parents=True)
+    (project / "notebooks" / "01_download.ipynb").write_text("{}")
+    (project / ".gitignore").write_text("/data/\n")
+    (project / "data").mkdir()
+    (project / "data" / "large").touch()
+    address = 'Repository = "https://github.com/OWNER/agelib"'
+    (project / "pyproject.toml").write_text(f"[project.urls]\n{address}\n")
+    monkeypatch.setattr("colab.rehearsal.CHECKOUT", project)
+    assert not uncommitted()
+    [notebook] = Rehearsal(None, tmp_path / "work", tmp_path, tmp_path).notebooks
+    assert notebook.read_text() == "{}"
+    assert not (notebook.parents[1] / "data").exists()
+    assert not (project / ".git").exists()
 
 
 @pytest.fixture

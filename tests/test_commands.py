@@ -73,7 +73,7 @@ def test_upload_says_how_many_files_were_copied(trained, options, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, line in zip(trained.sources, lines, strict=True):
         folder = trained.drive / "faces" / name
-        assert line == f"{name}: all verified in {folder}, 0 files copied just now"
+        assert line == f"{name}: all verified in {folder}; files copied now: 0"
 
 
 def test_train_says_where_the_model_is_and_how_good(trained, options, capsys):
@@ -218,7 +218,9 @@ def test_runs_are_set_side_by_side(trained, options, capsys):
     other.mkdir()
     shutil.copy(trained.run_folder / "model.keras", other)
     assert main(["evaluate", *options, "--against", "other"]) == 0
-    assert capsys.readouterr().out.split("\n")[0].split() == ["trained", "other"]
+    _, heading, _, columns, *_ = capsys.readouterr().out.splitlines()
+    assert heading == "How good is each run on the same test faces?"
+    assert columns.split() == ["trained", "other"]
     assert main(["evaluate", *options, "--against", "other", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"trained", "other"}
     shutil.rmtree(other)

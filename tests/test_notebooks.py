@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -58,6 +60,21 @@ def test_setup_is_short_hidden_and_the_same_everywhere(notebook):
     assert setup["metadata"]["jupyter"] == {"source_hidden": True}
     code = [line for line in source(setup).splitlines() if line and not line.startswith("#")]
     assert len(code) <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["project", "elsewhere"])
+def test_setup_finds_the_package_from_any_folder(place, tmp_path, monkeypatch):
+    # As papermill runs notebooks: in the folder that it is called from.
+    if place == "elsewhere":
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))  # what `pip install -e .` does
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    setup, *_ = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = nbformat.v4.new_code_cell("import agelib; print(agelib.__file__)")
+    notebook.cells = [setup, found]
+    folder = ROOT if place == "project" else tmp_path
+    NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
+    assert Path(found.outputs[0].text.strip()) == ROOT / "agelib" / "__init__.py"
 
 
 def test_no_function_or_class_is_defined(notebook):

@@ -145,12 +145,20 @@ def test_age_distributions_name_every_face():
 def test_a_story_ends_with_the_answer_and_shows_its_crop():
     figure = plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20, age=33))
     texts = texts_of(figure)
-    assert "3. EfficientNet says: Female (90%), 33 years (33-33), branch 24-39 (100%)" in texts
+    assert "3. EfficientNet: Female (90%), 33 years (33-33), branch 24-39 (100%)" in texts
     assert f"2. the crop, {NOISE[1].shape[1]} pixels" in texts
     photo, face, _ = figure.axes
     assert np.array_equal(face.images[0].get_array(), NOISE[1])
     [box] = [patch for patch in photo.patches if isinstance(patch, Rectangle)]
     assert (*box.get_xy(), box.get_width(), box.get_height()) == (5, 5, 20, 20)
+
+
+def test_the_titles_of_a_story_are_inside_the_picture_and_at_one_height():
+    figure = plots.story(NOISE[0], NOISE[1], estimate_at(5, 5, 20, age=33))
+    FigureCanvasAgg(figure).draw()
+    titles = [axis.title.get_window_extent() for axis in figure.axes]
+    assert len({round(title.y0) for title in titles}) == 1
+    assert titles[-1].x1 <= figure.bbox.width
 
 
 # Annotated photos

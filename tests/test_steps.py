@@ -345,6 +345,11 @@ def test_a_run_that_could_not_reach_drive_is_pushed_by_the_next_call(short_run, 
     assert listing(remote) == listing(short_run.run_folder)
 
 
+def test_a_finished_run_that_is_on_drive_is_not_pushed_again(next_machine, no_work, monkeypatch):
+    monkeypatch.setattr(sync, "push", refuse)
+    assert len(steps.train(next_machine, refuse)) == next_machine.epochs
+
+
 @pytest.mark.parametrize("step", ["pull_faces", "train", "evaluate", "pull_model", "clean"])
 def test_a_drive_that_cannot_be_read_is_a_sentence(next_machine, no_work, monkeypatch, step):
     arguments = ("utkface", next_machine) if step == "clean" else (next_machine,)

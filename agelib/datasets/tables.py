@@ -162,8 +162,8 @@ def _table(paths, ages, genders, persons, races, reasons: dict[str, np.ndarray])
 
 
 def count_reasons(table: pd.DataFrame) -> pd.Series:
-    """Counts a table's rows by reason, the usable ones under "kept", most frequent first."""
-    reasons = table["reject"].replace("", "kept")
+    """Counts a table's rows by reason, the others under "usable", most frequent first."""
+    reasons = table["reject"].replace("", "usable")
     return reasons.value_counts().rename("images").rename_axis("reason")
 
 

@@ -252,7 +252,7 @@ def _finish(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
 
 def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[str, Any]:
     """Returns the manifest: settings, versions, counts per split and reason, every shard."""
-    counts = count_reasons(table).drop("kept", errors="ignore").to_dict()
+    counts = count_reasons(table).drop("usable", errors="ignore").to_dict()
     splits: dict[str, int] = {}
     for stem, shard in done.items():
         split = stem.split("-")[0]

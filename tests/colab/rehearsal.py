@@ -46,7 +46,7 @@ class Rehearsal:
         (self._drive / "MyDrive").mkdir(parents=True)
         # A copy, since HEAD may move on while the rehearsal runs.
         self._origin = work / "origin.git"
-        _git("clone", "--quiet", "--bare", f"file://{CHECKOUT}", self._origin)
+        _copy_bare(self._origin)
         self._commit = _git("rev-parse", "HEAD", folder=self._origin)
         self._project.mkdir()
         archive = ["git", "-C", self._origin, "archive", "HEAD"]
@@ -141,7 +141,21 @@ class Rehearsal:
 
 def uncommitted() -> bool:
     """Tells whether the checkout differs from its commit, which alone is rehearsed."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return (CHECKOUT / ".git").exists() and bool(
+        _git("status", "--porcelain", "--untracked-files=no")
+    )
+
+
+def _copy_bare(target: Path) -> None:
+    """Makes a repository of the checkout's commits; of an unpacked agelib.zip, of its files."""
+    if (CHECKOUT / ".git").exists():
+        _git("clone", "--quiet", "--bare", f"file://{CHECKOUT}", target)
+        return
+    _git("init", "--quiet", "--bare", target)
+    place = ("--git-dir", target, "--work-tree", CHECKOUT)
+    author = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
+    _git(*place, "add", "--all")
+    _git(*place, *author, "commit", "--quiet", "-m", "The project as it was unpacked")
 
 
 def _git(*arguments: str | Path, folder: Path = CHECKOUT) -> str:

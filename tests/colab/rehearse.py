@@ -3,8 +3,8 @@
 Each notebook meets a new machine: the packages and versions that Colab has preinstalled (a virtual
 environment that is kept for the next rehearsal), a stand-in for `google.colab`, an empty /content,
 and of what came before only the folder that stands for Drive. Setup clones the commit at HEAD, or
-unpacks it from agelib.zip on Drive. 02 and 04 lose their machine half-way and begin again on
-another.
+unpacks it from agelib.zip on Drive. A project that came as a zip file has no commit: its files are
+cloned. 02 and 04 lose their machine half-way and begin again on another.
 
 It fails if a notebook stops, if one writes to standard error anything but progress bars, if
 Setup changes a preinstalled package, or if work that reached Drive is done again. It needs Linux,

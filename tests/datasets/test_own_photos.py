@@ -126,7 +126,7 @@ def test_every_image_and_every_row_is_accounted_for(folder):
     (folder / "notes.txt").touch()
     table = read(folder, HEADER + rows)
     counts = count_reasons(table.reset_index()).to_dict()
-    assert counts == {"kept": 1, "duplicate": 1, "missing": 1, "unlabelled": 2}
+    assert counts == {"usable": 1, "duplicate": 1, "missing": 1, "unlabelled": 2}
 
 
 def test_a_person_of_several_images_is_one(folder):

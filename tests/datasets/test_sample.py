@@ -114,7 +114,7 @@ def test_wiki_mat_calls_male_1(wiki):
 
 def test_every_trouble_of_wiki_is_there(wiki):
     assert count_reasons(read_imdb_wiki(wiki, "wiki")).to_dict() == {
-        "kept": sample.N_WIKI + 4,  # no face, two faces, half an image, an empty file
+        "usable": sample.N_WIKI + 4,  # no face, two faces, half an image, an empty file
         "age": 2,
         "face_score": 2,
         "gender": 1,
@@ -125,7 +125,7 @@ def test_every_trouble_of_wiki_is_there(wiki):
 
 def test_every_trouble_of_utkface_is_there(utkface):
     assert count_reasons(read_utkface(utkface)).to_dict() == {
-        "kept": sample.N_UTKFACE + 3,  # no face, half an image, an empty file
+        "usable": sample.N_UTKFACE + 3,  # no face, half an image, an empty file
         "name": 3,
         "age": 3,
     }
@@ -168,7 +168,7 @@ def test_images_are_rgb_jpegs_of_the_official_sizes(wiki, utkface):
 def test_a_folder_of_own_photos_has_labels_for_all_but_the_badly_named(tmp_path):
     folder = sample.make_own(tmp_path / "own")
     counts = count_reasons(read_labelled(folder)).to_dict()
-    assert counts == {"kept": 145, "age": 3, "unlabelled": 1}
+    assert counts == {"usable": 145, "age": 3, "unlabelled": 1}
 
 
 @pytest.mark.usefixtures("small")

@@ -380,7 +380,7 @@ def test_nothing_is_dropped_and_unknown_labels_are_missing(tmp_path):
     assert table["gender"].isna().tolist() == [True, False, False]
     assert table["race"].isna().all()
     assert table["age"].tolist() == [28, 28, 28]
-    assert count_reasons(table).to_dict() == {"gender": 1, "missing": 1, "kept": 1}
+    assert count_reasons(table).to_dict() == {"gender": 1, "missing": 1, "usable": 1}
 
 
 def test_the_same_person_in_wiki_and_imdb_is_one_person(tmp_path):
