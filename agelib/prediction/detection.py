@@ -6,13 +6,12 @@ turned, tell a face that stands upright from one that lies or hangs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from agelib.faces.crop import PORTRAIT_CANVAS, Face
 from agelib.faces.detector import FaceDetector
-from agelib.faces.images import resize
 
 # Few sizes, since each is compiled once; a photo may be larger than its canvas by a quarter.
 _CANVASES = (80, 160, 320, 640)
@@ -52,20 +51,15 @@ def find_faces(detector: FaceDetector, photos: Sequence[np.ndarray]) -> list[lis
         For each photo its faces, from left to right; all of them after the same turns.
     """
     canvases = [_canvas_size(photo) for photo in photos]
-    scales = [min(1.0, 2 * PHOTO_CANVAS / max(photo.shape[:2])) for photo in photos]
-    smaller = [_scaled(photo, scale) for photo, scale in zip(photos, scales, strict=True)]
     found: list[list[Found]] = [[] for _ in photos]
     # At last on a larger canvas, where smaller faces are found.
     for turns, factor in (((0,), 1), ((1, 2, 3), 1), ((0,), 2)):
         missing = [i for i, faces in enumerate(found) if not faces]
         sizes = [factor * canvases[i] for i in missing]
-        tries = [_look(detector, [smaller[i] for i in missing], sizes, turn) for turn in turns]
+        tries = [_look(detector, [photos[i] for i in missing], sizes, turn) for turn in turns]
         for i, *faces in zip(missing, *tries, strict=True):
             found[i] = max(faces, key=lambda each: sum(one.face.confidence for one in each))
-    return [
-        [replace(each, face=_enlarged(each.face, 1 / scale)) for each in sorted(faces, key=_left)]
-        for faces, scale in zip(found, scales, strict=True)
-    ]
+    return [sorted(faces, key=lambda each: each.face.box[0]) for faces in found]
 
 
 def turn_face(face: Face, turns: int, shape: tuple[int, ...]) -> Face:
@@ -86,23 +80,9 @@ def turn_face(face: Face, turns: int, shape: tuple[int, ...]) -> Face:
     return face
 
 
-def _left(found: Found) -> float:
-    return found.face.box[0]
-
-
 def _canvas_size(photo: np.ndarray) -> int:
     long_side = max(photo.shape[:2])
     return next((size for size in _CANVASES if size * _LARGER >= long_side), PHOTO_CANVAS)
-
-
-def _scaled(photo: np.ndarray, scale: float) -> np.ndarray:
-    height, width = photo.shape[:2]
-    return resize(photo, (max(1, round(width * scale)), max(1, round(height * scale))))
-
-
-def _enlarged(face: Face, factor: float) -> Face:
-    box = tuple(factor * side for side in face.box)
-    return Face(box, face.confidence, factor * face.landmarks)
 
 
 def _look(

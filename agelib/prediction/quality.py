@@ -1,8 +1,10 @@
 """Marks of faces whose estimate is doubtful: small, dark, blurred, turned.
 
 The limits were measured with the pretrained model on 1,119 faces of APPA-REAL's test split, UTKFace
-and All-Age-Faces: beyond each the mean error of the age grows by half a year or more when these
-faces are scaled down, darkened, blurred or turned, and at most 1 % of them as they are lie beyond.
+and All-Age-Faces: 3 % of them have a mark as they are. Scaled down, darkened, blurred and turned,
+those with a mark are estimated 8.5 (small), 6.8 (dark), 10.0 (blurred) and 7.2 years (turned) off,
+on average, those without one 6.0. The interval of 80 % still holds the ages of 81, 83, 76 and 84 %
+of them, so it is as wide as any other.
 """
 
 import cv2
