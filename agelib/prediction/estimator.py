@@ -1,6 +1,7 @@
 """Prediction: a photo to faces, each with age, age branch and gender."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,17 +10,16 @@ import numpy as np
 from PIL import Image
 
 from agelib.config import Crop
-from agelib.faces.crop import PORTRAIT_CANVAS, Face, crop_face
+from agelib.faces.crop import Face, crop_face
 from agelib.faces.detector import FaceDetector
 from agelib.faces.images import resize
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import age_interval, inference_graph, median_age, probabilities
 from agelib.model.saved import PRETRAINED, load_model
+from agelib.prediction.detection import Found, find_faces, turn_face
 from agelib.prediction.photos import Photo, read_photo
+from agelib.prediction.quality import marks
 
-# Few sizes, since each is compiled once; a photo gets the first that it fits into, or the last.
-_CANVASES = (PORTRAIT_CANVAS, 160, 320, 640)
-PHOTO_CANVAS = _CANVASES[-1]
 # Photos whose faces are judged together: so many, and of no more bytes.
 _BATCH, _BATCH_BYTES = 32, 100_000_000
 
@@ -45,6 +45,9 @@ class Estimate:
         ages: Probabilities of the years 1 to 85, float of shape (85,).
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
+        quality: What makes the estimate doubtful, of "small", "dark", "blurred" and "turned".
+        rotated: By how many degrees, clockwise, the photo was turned: 0, or 90, 180 or 270 where no
+            face stood upright in it. `face` and `box` are in the photo as it was given.
     """
 
     face: Face
@@ -54,6 +57,8 @@ class Estimate:
     ages: np.ndarray
     branches: np.ndarray
     genders: np.ndarray
+    quality: tuple[str, ...] = ()
+    rotated: int = 0
 
     @property
     def branch(self) -> str:
@@ -66,12 +71,18 @@ class Estimate:
         return GENDERS[int(self.genders.argmax())]
 
     def __str__(self) -> str:
-        """Gender, age and branch, as people read them."""
+        """Gender, age and branch, and what makes them doubtful, as people read them."""
         low, high = self.interval
-        return (
-            f"{self.gender} ({self.genders.max():.0%}), {self.age} years ({low}-{high}), "
-            f"branch {self.branch} ({self.branches.max():.0%})"
-        )
+        parts = [
+            f"{self.gender} ({self.genders.max():.0%})",
+            f"{self.age} years ({low}-{high})",
+            f"branch {self.branch} ({self.branches.max():.0%})",
+        ]
+        if self.quality:
+            parts.append(f"doubtful: {' and '.join(self.quality)}")
+        if self.rotated:
+            parts.append(f"photo turned by {self.rotated} degrees")
+        return ", ".join(parts)
 
     def to_row(self) -> dict[str, Any]:
         """Returns one row of a table: the box, and each answer with its probability."""
@@ -85,6 +96,8 @@ class Estimate:
             "age_branch_probability": round(float(self.branches.max()), 4),
             "gender": self.gender,
             "gender_probability": round(float(self.genders.max()), 4),
+            "quality": " ".join(self.quality),
+            "rotated": self.rotated,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +108,7 @@ class Estimate:
             **{name: value for name, value in row.items() if name not in self.box._fields},
             "age_branch_probabilities": _named(BRANCH_NAMES, self.branches),
             "gender_probabilities": _named(GENDERS, self.genders),
+            "quality": list(self.quality),
         }
 
 
@@ -135,59 +149,65 @@ class Estimator:
             AgelibError: If the photo cannot be read, or is an array of another form.
         """
         image = read_photo(photo)
-        return self._judge([image], [self._find(image)])[0]
+        return self._judge([image])[0]
 
     def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
         """Judges the faces of many photos, those of several photos at a time.
 
+        While some are judged, the next ones are read, in threads of their own.
+
         Args:
-            photos: From `agelib.prediction.photos.read_photos`, for example; read as they are
-                needed.
+            photos: From `agelib.prediction.photos.read_photos`, for example; read at most three
+                batches ahead.
 
         Yields:
             Each photo, in order, and its estimates; none for one that could not be read.
         """
-        batch: list[Photo] = []
-        for photo in photos:
-            batch.append(photo)
-            size = sum(each.image.size for each in batch if each.image is not None)
-            if size > _BATCH_BYTES or len(batch) == _BATCH:
-                yield from self._judge_photos(batch)
-                batch = []
-        yield from self._judge_photos(batch)
+        for judged in _ahead(map(self._judge_photos, _ahead(_batches(photos)))):
+            yield from judged
 
-    def _judge_photos(self, photos: Sequence[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
-        images = [photo.image for photo in photos if photo.image is not None]
-        judged = iter(self._judge(images, [self._find(image) for image in images]))
-        for photo in photos:
-            yield photo, [] if photo.image is None else next(judged)
+    def _judge_photos(self, photos: Sequence[Photo]) -> list[tuple[Photo, list[Estimate]]]:
+        judged = iter(self._judge([photo.image for photo in photos if photo.image is not None]))
+        return [(photo, [] if photo.image is None else next(judged)) for photo in photos]
 
-    def _find(self, image: np.ndarray) -> list[Face]:
-        long_side = max(image.shape[:2])
-        canvas_size = next((size for size in _CANVASES if size >= long_side), PHOTO_CANVAS)
-        faces = self._detector.detect([image], canvas_size)[0]
-        return sorted(faces, key=lambda face: face.box[0])
-
-    def _judge(
-        self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
-    ) -> list[list[Estimate]]:
+    def _judge(self, images: Sequence[np.ndarray]) -> list[list[Estimate]]:
         """Returns the estimates of each image's faces."""
-        size = self.model.input_shape[1:3]
-        crops = [
-            resize(crop_face(image, face, self.crop), size)
-            for image, found in zip(images, faces, strict=True)
-            for face in found
-        ]
-        if not crops:
-            return [[] for _ in images]
-        outputs = probabilities(self._graph, np.stack(crops))
+        found = find_faces(self._detector, images)
         places = [
-            (face, _box(face, image.shape))
-            for image, found in zip(images, faces, strict=True)
-            for face in found
+            (image, face) for image, faces in zip(images, found, strict=True) for face in faces
         ]
-        judged = iter(_estimates(places, outputs))
-        return [[next(judged) for _ in found] for found in faces]
+        if not places:
+            return [[] for _ in images]
+        size = self.model.input_shape[1:3]
+        crops = np.stack(
+            [
+                resize(crop_face(np.rot90(image, each.turns), each.face, self.crop), size)
+                for image, each in places
+            ]
+        )
+        judged = iter(_estimates(places, crops, probabilities(self._graph, crops)))
+        return [[next(judged) for _ in faces] for faces in found]
+
+
+def _batches(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
+    batch: list[Photo] = []
+    for photo in photos:
+        batch.append(photo)
+        size = sum(each.image.size for each in batch if each.image is not None)
+        if size > _BATCH_BYTES or len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yields items while the next one is computed in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
 
 
 def _box(face: Face, shape: tuple[int, ...]) -> Box:
@@ -197,12 +217,16 @@ def _box(face: Face, shape: tuple[int, ...]) -> Box:
 
 
 def _estimates(
-    places: Sequence[tuple[Face, Box]], outputs: dict[str, np.ndarray]
-) -> list[Estimate]:
-    years, ages = median_age(outputs["age"]), outputs["age"]
+    places: Sequence[tuple[np.ndarray, Found]], crops: np.ndarray, outputs: dict[str, np.ndarray]
+) -> Iterator[Estimate]:
+    ages = outputs["age"]
     ends = np.stack(age_interval(ages), axis=1).tolist()
-    columns = years.tolist(), map(tuple, ends), ages, outputs["age_branch"], outputs["gender"]
-    return [Estimate(*place, *row) for place, *row in zip(places, *columns, strict=True)]
+    columns = median_age(ages).tolist(), map(tuple, ends), ages, outputs["age_branch"]
+    rows = zip(*columns, outputs["gender"], strict=True)
+    for (image, found), crop, row in zip(places, crops, rows, strict=True):
+        face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
+        rotated = -90 * found.turns % 360
+        yield Estimate(face, _box(face, image.shape), *row, marks(crop, found), rotated)
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

@@ -16,7 +16,7 @@ from agelib.prediction.photos import PICTURE_SUFFIX, Photo, name_picture, read_p
 COLUMNS = (
     *("photo", "face", "left", "top", "right", "bottom", "confidence", "age", "age_low"),
     *("age_high", "age_branch", "age_branch_probability", "gender", "gender_probability"),
-    *("picture", "note"),
+    *("quality", "rotated", "picture", "note"),
 )
 
 

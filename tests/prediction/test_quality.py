@@ -1,0 +1,66 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from agelib.model.saved import PRETRAINED
+from agelib.plots import annotate
+from agelib.prediction.estimator import Estimator
+from agelib.prediction.results import Result
+
+PORTRAIT = data.astronaut()[:320, 60:380]
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return Estimator(PRETRAINED)
+
+
+def tilted(image, degrees):
+    size = image.shape[1::-1]
+    turn = cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), degrees, 1)
+    return cv2.warpAffine(image, turn, size, borderMode=cv2.BORDER_REPLICATE)
+
+
+@pytest.mark.parametrize(
+    ("photo", "mark"),
+    [
+        (cv2.resize(PORTRAIT, (60, 60), interpolation=cv2.INTER_AREA), "small"),
+        (PORTRAIT // 5, "dark"),
+        (cv2.GaussianBlur(PORTRAIT, (0, 0), 6), "blurred"),
+        (tilted(PORTRAIT, 30), "turned"),
+    ],
+    ids=["small", "dark", "blurred", "turned"],
+)
+def test_a_face_that_is_hard_to_see_is_marked_wherever_it_is_shown(estimator, photo, mark):
+    [estimate] = estimator.predict(photo)
+    assert mark in estimate.quality
+    assert f", doubtful: {' and '.join(estimate.quality)}" in str(estimate)
+    assert estimate.to_row()["quality"] == " ".join(estimate.quality)
+    assert json.loads(json.dumps(estimate.to_dict()))["quality"] == list(estimate.quality)
+    assert mark in str(Result("photo", [estimate]))
+    labels = [text.get_text() for text in annotate(photo, [estimate]).axes[0].texts]
+    assert mark in labels[0]
+
+
+def test_a_clear_face_has_no_mark(estimator):
+    [estimate] = estimator.predict(PORTRAIT)
+    assert estimate.quality == ()
+    assert "doubtful" not in str(estimate)
+
+
+def test_dark_skin_in_a_bright_photo_is_not_dark(estimator):
+    # Half the light from the face, and all of it from what is around.
+    photo = PORTRAIT.copy()
+    face = photo[50:190, 110:220]
+    photo[50:190, 110:220] = face // 2
+    [estimate] = estimator.predict(photo)
+    assert "dark" not in estimate.quality
+
+
+def test_what_is_turned_by_a_quarter_is_turned_back_and_not_marked(estimator):
+    [estimate] = estimator.predict(np.rot90(PORTRAIT))
+    assert estimate.rotated == 90
+    assert "turned" not in estimate.quality
