@@ -24,7 +24,7 @@ class AgelibError(Exception):
     """Something the user can mend; its text says in a sentence what, where and what to do."""
 
     def _render_traceback_(self) -> list[str]:
-        """Shows the sentence alone in a notebook; IPython looks this method up by name."""
+        """Shows only the sentence in a notebook; IPython looks this method up by name."""
         return [f"agelib: {self}"]
 
 

@@ -29,7 +29,7 @@ _OWN: dict[str, Any] = {
     "backbone": "EfficientNetLite0",
     "weights": "agelib",
     "crop_size": 96,
-    "margin": 0.2,
+    "margin": 0.1,
 }
 
 PROFILES: dict[str, dict[str, Any]] = {

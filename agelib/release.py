@@ -54,8 +54,7 @@ old a face *looks*, and is off by years.
 ## Data
 
 {data}
-The columns train, val and test count faces. {near_duplicates} train faces were left out, as
-near-duplicates of a validation or test face.
+The columns train, val and test count faces. {near_duplicates}
 The licences of the data sets restrict their use. They probably restrict the use of this model too.
 
 Training started from {start}. The ImageNet weights of EfficientNet-Lite0 are in
@@ -203,7 +202,7 @@ def card_text(card: dict[str, Any]) -> str:
         "command": "\n    ".join(train_command(run["config"]) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
-        "near_duplicates": f"{sum(note['near_duplicates'].values()):,}",
+        "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
         "duration": _duration(sum(run["seconds"] for run in runs)),
         "scores": _markdown(compare_table(tests).rename_axis("score")),
         "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
@@ -222,6 +221,15 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
         for name, known in sorted(card["data"].items())
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
+
+
+def _near_duplicates_text(left_out: dict[str, int]) -> str:
+    if not left_out:
+        return "Train faces that nearly equal a validation or test face were kept."
+    return (
+        f"{sum(left_out.values()):,} train faces were left out, as near-duplicates of validation "
+        "or test faces."
+    )
 
 
 def _duration(seconds: float) -> str:

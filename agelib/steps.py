@@ -146,7 +146,7 @@ def upload(name: str, config: Config) -> list[str]:
     if damaged:
         raise AgelibError(
             f"{faces} has damaged shards ({', '.join(damaged)}): run `python -m agelib clean "
-            "--verify`, or agelib.steps.verify and agelib.steps.clean; they are rebuilt alone."
+            "--verify`, or agelib.steps.verify and agelib.steps.clean; only these are made again."
         )
     copied = push_finished(faces, faces, remote, verify=True)
     sync.remove(remote, cleaning.PARTS)

@@ -22,7 +22,7 @@ DESIGN = {
     "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
     "own": COMMON
     | {"backbone": "EfficientNetLite0", "weights": "agelib", "crop_size": 96, "image_size": 96}
-    | {"margin": 0.2}
+    | {"margin": 0.1}
     | {"train_sources": ("own",), "test_sources": ("own",), "run": "own"},
 }
 

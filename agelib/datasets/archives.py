@@ -10,9 +10,12 @@ from agelib.files import read_json, sha256, write_json
 LABELS = "labels.csv"
 
 _ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
-# What browsers, Windows (" - Copy", in any language), macOS and Google Drive add to a copy's name,
-# and Drive to a folder's that it zips.
-_ADDED = re.compile(r"^copy of | - \w+| copy\b(?: \d+)?| ?\(\d+\)|-\d{8}t\d{6}z(?:-\d+)+")
+# What browsers, Windows (" - Copy"), macOS and Google Drive add to a copy's name, and Drive to a
+# folder's that it zips.
+_ADDED = re.compile(
+    r"^copy of | - (?:copy|copie|copia|cópia|kopia|kopie)\b| copy\b(?: \d+)?| ?\(\d+\)"
+    r"|-\d{8}t\d{6}z(?:-\d+)+"
+)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Estimate:
         quality: What makes the estimate doubtful, of "small", "dark", "blurred" and "turned".
         rotated: By how many degrees, clockwise, the photo was turned: 0, or 90, 180 or 270 where no
             face stood upright in it. `face` and `box` are in the photo as it was given.
+        crop: What the network saw of the face: RGB uint8, upright.
     """
 
     face: Face
@@ -59,6 +60,7 @@ class Estimate:
     genders: np.ndarray
     quality: tuple[str, ...] = ()
     rotated: int = 0
+    crop: np.ndarray | None = None
 
     @property
     def branch(self) -> str:
@@ -226,7 +228,7 @@ def _estimates(
     for (image, found), crop, row in zip(places, crops, rows, strict=True):
         face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
         rotated = -90 * found.turns % 360
-        yield Estimate(face, _box(face, image.shape), *row, marks(crop, found), rotated)
+        yield Estimate(face, _box(face, image.shape), *row, marks(crop, found), rotated, crop)
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

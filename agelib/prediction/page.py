@@ -134,7 +134,7 @@ def _limits(estimator: Estimator) -> str:
 
 
 def launch(page: "gradio.Blocks", **options: Any) -> None:
-    """Shows a page: in a notebook below the cell, elsewhere under its address alone.
+    """Shows a page: in a notebook below the cell, elsewhere only under its address.
 
     Args:
         page: From `build_page`.
