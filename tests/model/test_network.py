@@ -314,8 +314,8 @@ def test_lite0_s_weights_come_with_agelib():
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["EfficientNetLite1", "EfficientNetLite4"])
-def test_weights_that_do_not_come_along_are_to_be_made(name):
-    with pytest.raises(AgelibError, match=f"^imagenet weights for {name} do not come") as caught:
+def test_weights_that_agelib_lacks_are_to_be_made(name):
+    with pytest.raises(AgelibError, match=f"^imagenet weights for {name} are not part") as caught:
         build_model(name, 32, "imagenet")
     assert "python -m agelib.model.imagenet" in str(caught.value)
     assert "\n" not in str(caught.value)
