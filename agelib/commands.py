@@ -86,8 +86,10 @@ def _evaluate_folder(config: Config, images: Path, path: Path) -> dict[str, Any]
     from agelib.evaluation.evaluate import evaluate_folder
     from agelib.model.saved import load_model
 
-    model, note = load_model(path)
-    config = dataclasses.replace(config, **Crop.from_json(note["crop"]).to_json(), image_size=None)
+    model, metadata = load_model(path)
+    config = dataclasses.replace(
+        config, **Crop.from_json(metadata["crop"]).to_json(), image_size=None
+    )
     return evaluate_folder(images, model, path, config)
 
 

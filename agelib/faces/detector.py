@@ -36,10 +36,7 @@ _GREY = 128  # 0 to the networks, as what lies outside the canvas
 
 
 class FaceDetector:
-    """Finds faces; make one and keep it, since each new canvas size is compiled once.
-
-    Images in which no face is found get a second try on a canvas twice as large.
-    """
+    """Finds faces; make one and keep it, since each new canvas size is compiled once."""
 
     def __init__(self):
         with _no_complaints_from_lz4(), keras_settings():
@@ -52,7 +49,7 @@ class FaceDetector:
     def detect(
         self, images: Sequence[np.ndarray], canvas_size: int = PORTRAIT_CANVAS
     ) -> list[list[Face]]:
-        """Finds the faces in each image.
+        """Finds the faces in each image; where there is none, on a canvas twice as large.
 
         Args:
             images: RGB uint8 arrays of any sizes.

@@ -1,7 +1,7 @@
 """Faces in photos as people take them: looked at twice, and turned where they do not stand upright.
 
-MTCNN alone takes hair, a lectern or a knee for a face now and then. A real face is found again when
-its surroundings are cut out and scaled to another size; hardly anything else is. The same cut-outs,
+MTCNN takes hair, a lectern or a knee for a face now and then. A real face is found again when its
+surroundings are cut out and scaled to another size; hardly anything else is. The same cut-outs,
 turned, tell a face that stands upright from one that lies or hangs.
 """
 

@@ -132,8 +132,8 @@ class Estimator:
 
     def __init__(self, model_path: Path = PRETRAINED):
         self.path = Path(model_path)
-        self.model, note = load_model(model_path)
-        self.crop = Crop.from_json(note["crop"])
+        self.model, metadata = load_model(model_path)
+        self.crop = Crop.from_json(metadata["crop"])
         self._graph = inference_graph(self.model)
         self._detector = FaceDetector()
 
