@@ -62,8 +62,7 @@ def export(
     Raises:
         AgelibError: If there is no model or face, the folder is a file or a format unknown.
     """
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
+    if unknown := set(formats) - set(FORMATS):
         raise AgelibError(f"format is {min(unknown)!r}, but must be one of {', '.join(FORMATS)}.")
     if not len(crops):
         raise AgelibError("There is no face to check the export on.")
@@ -76,8 +75,8 @@ def export(
         ) from error
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
-    rows = [_measure(Path(model_path), model.predict_on_batch, images, expected)]
-    rows[0]["format"] = "Keras"
+    keras_row = _measure(Path(model_path), model.predict_on_batch, images, expected)
+    rows = [{"format": "Keras"} | keras_row]
     chosen = list(formats) or [name for name, each in FORMATS.items() if not each.needs]
     for name in tqdm(chosen, "export", unit=" formats"):
         form = FORMATS[name]
