@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from PIL import Image
+from skimage import data
 
 from agelib import AgelibError, first_line
 from agelib.faces.images import Rejected, read_image
@@ -81,23 +83,39 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
                     height=300,
                     placeholder=f"Drop a photo here\n- or -\nchoose {wanted}",
                 )
+                gradio.Markdown("Or try NASA's portrait of an astronaut of 41 or 42 years:")
+                with gradio.Row(elem_id="examples"):
+                    buttons = {
+                        gradio.Button(name, size="sm", min_width=80): example
+                        for name, example in _examples().items()
+                    }
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(
                     _paragraph("The answer appears here."), elem_id="answer", padding=False
                 )
         # Gradio would decode the file in its own way, and fail in its own words.
         photo.preprocess = lambda upload: Path(upload.path)
-        photo.upload(
-            functools.partial(_answer_upload, estimator),
-            photo,
-            [result, photo],
+        settings = {
             # One after the other, as TensorFlow uses all cores for one; but each of them.
-            concurrency_limit=1,
-            trigger_mode="multiple",
-            show_progress_on=[result],
-            api_visibility="private",
-        )
+            "concurrency_limit": 1,
+            "concurrency_id": "estimator",
+            "trigger_mode": "multiple",
+            "show_progress_on": [result],
+            "api_visibility": "private",
+        }
+        answer_upload = functools.partial(_answer_upload, estimator)
+        photo.upload(answer_upload, photo, [result, photo], **settings)
+        for button, example in buttons.items():
+            answer = functools.partial(predict_as_html, estimator, example)
+            button.click(answer, None, result, **settings)
     return page
+
+
+def _examples() -> dict[str, Image.Image]:
+    """Returns a portrait in the public domain, as it is and made difficult in two ways."""
+    portrait = Image.fromarray(data.astronaut())
+    dark = portrait.point(lambda value: value // 4)
+    return {"As it is": portrait, "Turned": portrait.rotate(30), "Dark": dark}
 
 
 def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
@@ -239,12 +257,12 @@ def _scratch() -> str:
     return folder
 
 
-def predict_as_html(estimator: Estimator, source: Path) -> str:
+def predict_as_html(estimator: Estimator, source: Path | Image.Image) -> str:
     """Returns the faces of a photo, or why there are none, as HTML that needs no other file.
 
     Args:
         estimator: The model.
-        source: A file, which may be no photo at all.
+        source: An image, or a file, which may be no photo at all.
     """
     try:
         image = read_image(source)

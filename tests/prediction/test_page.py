@@ -357,6 +357,18 @@ def test_the_page_says_how_far_off_its_model_is(visitor):
     assert "decide nothing about a person by it" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "mark"), [("As it is", ""), ("Turned", "turned"), ("Dark", "dark")]
+)
+def test_an_example_is_one_click_away(page, name, mark):
+    [button] = [block for block in page.blocks.values() if getattr(block, "value", "") == name]
+    [answer] = [fn for fn in page.fns.values() if (button._id, "click") in fn.targets]
+    text = answer.fn()
+    assert "One face found." in text
+    assert ("doubtful" in text) == bool(mark)
+    assert mark in text
+
+
 def test_of_another_model_the_page_gives_no_figure(tmp_path):
     pytest.importorskip("gradio", reason="the page is an extra")
     model = shutil.copy(PRETRAINED, tmp_path / "another.keras")
