@@ -93,7 +93,7 @@ def test_an_archive_is_kept_on_drive(machine):
 def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     steps.download("utkface", machine)
     new_machine_after(machine)
-    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
+    monkeypatch.setattr(downloading, "_fetch_remote", refuse)
     assert any(steps.download("utkface", machine).iterdir())
 
 
@@ -102,7 +102,7 @@ def uploaded(sample_config, tmp_path, monkeypatch):
     """Settings of a new machine with real data's profile, and a UTKFace uploaded by hand."""
     monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "mine"))
     monkeypatch.delenv("AGELIB_MIRROR", raising=False)
-    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
+    monkeypatch.setattr(downloading, "_fetch_remote", refuse)
     config = Config.from_profile("wiki", data=tmp_path)
     (config.drive / "archives").mkdir(parents=True)
     shutil.copy(Path(sample_config.mirror) / "UTKFace.tar.gz", config.drive / "archives")

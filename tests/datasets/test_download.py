@@ -596,7 +596,7 @@ def test_an_archive_put_there_by_hand_is_kept(mirrors, config, monkeypatch, sums
     path = by_hand(mirrors, config)
     if not sums:
         (mirrors / "SHA256SUMS").unlink()
-    monkeypatch.setattr(download, "_fetch_from_afar", None)
+    monkeypatch.setattr(download, "_fetch_remote", None)
     written = path.stat().st_mtime_ns
     assert download.fetch("wiki", config) == path
     assert path.stat().st_mtime_ns == written
@@ -651,7 +651,7 @@ def test_an_archive_that_was_damaged_and_completed_by_hand_is_kept(home, config,
     with pytest.raises(AgelibError, match="is damaged"):
         download.extract("wiki", config)
     path.write_bytes(content)
-    monkeypatch.setattr(download, "_fetch_from_afar", None)
+    monkeypatch.setattr(download, "_fetch_remote", None)
     assert download.fetch("wiki", config) == path
     assert contents(download.extract("wiki", config)) == WIKI
 
