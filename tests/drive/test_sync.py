@@ -734,7 +734,7 @@ def test_trouble_is_told_once_and_stops_nothing(work, remote, trouble, capsys):
         backup.push([work / name])
     said = capsys.readouterr().err
     assert said == (
-        "agelib: not on Drive yet: Drive is full: make room. No need to stop: work goes on, "
+        "agelib: not on Drive yet: Drive is full: make room. No need to stop: "
         f"{work} keeps everything, and Drive is tried again each time; this is said only once.\n"
     )
 
