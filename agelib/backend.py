@@ -54,11 +54,7 @@ with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
 
 @contextlib.contextmanager
 def keras_settings(policy: str = "float32") -> Iterator[None]:
-    """Sets what agelib's networks need of Keras' global settings, and restores them afterwards.
-
-    Args:
-        policy: Keras' name of the precision.
-    """
+    """Sets what agelib's networks need of Keras, with its precision, and restores it afterwards."""
     before = keras.config.floatx(), keras.config.image_data_format(), keras.config.dtype_policy()
     _set(("float32", "channels_last", policy))
     try:

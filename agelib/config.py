@@ -78,17 +78,11 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class Crop:
-    """How a face is cut out of an image.
+    """How a face is cut out of an image."""
 
-    Attributes:
-        size: Pixels per side.
-        margin: Widening of the face's box on each side, in box widths.
-        align: Whether the face is turned so that its eyes are level.
-    """
-
-    size: int
-    margin: float
-    align: bool = False
+    size: int  # pixels per side
+    margin: float  # widening of the face's box on each side, in box widths
+    align: bool = False  # whether the face is turned so that its eyes are level
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Crop":
@@ -100,15 +94,9 @@ class Crop:
         return {"crop_size": self.size, "margin": self.margin, "align": self.align}
 
     def check(self, stored: "Crop", *folders: Path, user: str = "this run") -> None:
-        """Makes sure that stored faces were cut out like this.
+        """Raises AgelibError if stored faces were cut out otherwise, as the crop `stored` says.
 
-        Args:
-            stored: How they were.
-            *folders: Where they are, and after that their copies.
-            user: Who needs them, for the message.
-
-        Raises:
-            AgelibError: If they were cut out otherwise.
+        `folders` has where they lie, and after that their copies; `user` is who needs them.
         """
         if stored != self:
             raise AgelibError(
@@ -277,22 +265,16 @@ class Config:
 
     @classmethod
     def from_profile(cls, profile: str = "sample", **overrides: Any) -> "Config":
-        """Returns a profile's settings with some of them changed.
+        """Returns a profile's settings with some of them changed; None keeps the profile's value.
 
-        Args:
-            profile: "sample", "wiki", "imdb-wiki" or "own".
-            **overrides: Fields to change; None keeps the profile's value.
-
-        Raises:
-            AgelibError: If the profile or a field is unknown, or a value cannot work.
+        Raises AgelibError if the profile or a field is unknown, or a value cannot work.
         """
-        if profile not in PROFILES:
-            raise AgelibError(f"profile is {profile!r}, but must be one of {', '.join(PROFILES)}.")
         unknown = set(overrides) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise AgelibError(f"Unknown setting {', '.join(sorted(unknown))}.")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls(**{"profile": profile, "run": profile, **PROFILES[profile], **given})
+        preset = PROFILES.get(profile, {})  # the profile is checked with the other settings
+        return cls(**{"profile": profile, "run": profile, **preset, **given})
 
     @property
     def new_heads(self) -> bool:
