@@ -19,17 +19,12 @@ _RIVAL_DISTANCE = 0.15
 
 @dataclass(frozen=True)
 class Face:
-    """A detected face.
+    """A detected face."""
 
-    Attributes:
-        box: Left, top, right and bottom in pixels; may reach outside the image.
-        confidence: The detector's, 0 to 1.
-        landmarks: x and y of left eye, right eye, nose, left and right corner of the mouth (as
-            seen in the picture), float of shape (5, 2).
-    """
-
-    box: tuple[float, float, float, float]
-    confidence: float
+    box: tuple[float, float, float, float]  # left, top, right, bottom; may leave the image
+    confidence: float  # the detector's, 0 to 1
+    # x and y of left eye, right eye, nose, left and right corner of the mouth (as seen in the
+    # picture), float of shape (5, 2)
     landmarks: np.ndarray
 
     @property
@@ -52,11 +47,7 @@ class Face:
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
-    """Returns the main face of an image: the most central one.
-
-    Args:
-        faces: The image's faces.
-        shape: The image's, height first.
+    """Returns the main face of an image of this shape, height first: the most central one.
 
     Raises:
         Rejected: "no_face"; "ambiguous" if another face is about as large and as central;
@@ -83,15 +74,10 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
 
 
 def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
-    """Cuts out a face: its box made square, widened, scaled; the image's border is repeated.
+    """Cuts a face out of an RGB uint8 image: its box made square, widened and scaled.
 
-    Args:
-        image: RGB uint8.
-        face: A face of this image.
-        crop: How to cut it out.
-
-    Returns:
-        RGB uint8 of shape (crop.size, crop.size, 3).
+    Where that leaves the image its border is repeated. Returns RGB uint8 of shape
+    (crop.size, crop.size, 3).
     """
     left, top, right, bottom = face.box
     centre = (left + right) / 2, (top + bottom) / 2
@@ -107,15 +93,10 @@ def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
 
 
 def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:
-    size = max(1, round(side))
-    left, right, before, after = _span(round(centre[0] - side / 2), size, image.shape[1])
-    top, bottom, above, below = _span(round(centre[1] - side / 2), size, image.shape[0])
-    border = above, below, before, after
-    return cv2.copyMakeBorder(image[top:bottom, left:right], *border, cv2.BORDER_REPLICATE)
-
-
-def _span(start: int, size: int, limit: int) -> tuple[int, int, int, int]:
-    """Returns the ends of a span inside 0 to limit, and how many pixels lie before and after."""
-    first, last = (min(max(i, 0), limit - 1) for i in (start, start + size - 1))
-    before = min(max(-start, 0), size - 1)
-    return first, last + 1, before, size - before - (last + 1 - first)
+    size, spans, border = max(1, round(side)), [], []
+    for middle, limit in zip(centre[::-1], image.shape[:2], strict=True):
+        # One pixel, at least, is the image's.
+        start = min(max(round(middle - side / 2), 1 - size), limit - 1)
+        spans.append(slice(max(start, 0), start + size))
+        border += [max(-start, 0), max(start + size - limit, 0)]
+    return cv2.copyMakeBorder(image[tuple(spans)], *border, cv2.BORDER_REPLICATE)

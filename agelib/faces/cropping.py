@@ -30,9 +30,8 @@ _Image = np.ndarray | Rejected
 def detector(shared: bool) -> "FaceDetector":
     """Returns this process' detector.
 
-    Args:
-        shared: Whether other processes work beside this one. It then uses one core, and leaves the
-            GPU to training: each process would claim all of its memory.
+    If `shared`, other processes work beside this one: it uses one core, and leaves the GPU to
+    training, since each process would claim all of its memory.
     """
     from agelib.backend import tf
     from agelib.faces.detector import FaceDetector
@@ -49,21 +48,15 @@ def detector(shared: bool) -> "FaceDetector":
 def crop_images(
     paths: Sequence[Path | bytes], crop: Crop, shared: bool = False
 ) -> Iterator[bytes | Rejected]:
-    """Finds and crops the main face of each image.
+    """Yields for each image, in order, the JPEG of its main face's crop, or why there is none.
 
-    Args:
-        paths: Image files, or their bytes.
-        crop: How to cut the faces out.
-        shared: As for `detector`.
-
-    Yields:
-        For each image, in order, the JPEG of its face crop, or why there is none.
+    `paths` are image files, or their bytes; `shared` is as for `detector`.
     """
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
     detect = detector(shared).detect
     with ThreadPoolExecutor(_THREADS) as pool:
         read = map_ahead(pool, _read, batches, _AHEAD)
-        detected = ((images, detect(list(_readable(images)))) for images in read)
+        detected = (_detect(images, detect) for images in read)
         encode = functools.partial(_encode, crop=crop)
         for results in map_ahead(pool, encode, detected, _AHEAD):
             yield from results
@@ -87,22 +80,18 @@ def _read(paths: Sequence[Path | bytes]) -> list[_Image]:
     return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
 
 
-def _readable(images: Iterable[_Image]) -> Iterator[np.ndarray]:
-    return (image for image in images if not isinstance(image, Rejected))
+def _detect(images: list[_Image], detect: Callable) -> list[tuple[_Image, list[Face]]]:
+    faces = iter(detect([image for image in images if not isinstance(image, Rejected)]))
+    return [(image, [] if isinstance(image, Rejected) else next(faces)) for image in images]
 
 
-def _encode(batch: tuple[list[_Image], list[list[Face]]], crop: Crop) -> list[bytes | Rejected]:
-    images, found = batch
-    faces = iter(found)
-    return [
-        image
-        if isinstance(image, Rejected)
-        else _or_rejected(_encode_face, image, next(faces), crop)
-        for image in images
-    ]
+def _encode(batch: list[tuple[_Image, list[Face]]], crop: Crop) -> list[bytes | Rejected]:
+    return [_or_rejected(_encode_face, image, faces, crop) for image, faces in batch]
 
 
-def _encode_face(image: np.ndarray, faces: list[Face], crop: Crop) -> bytes:
+def _encode_face(image: _Image, faces: list[Face], crop: Crop) -> bytes:
+    if isinstance(image, Rejected):
+        raise image
     return encode_jpeg(crop_face(image, choose_face(faces, image.shape), crop))
 
 
