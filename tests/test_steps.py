@@ -47,7 +47,7 @@ def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
     monkeypatch.setattr(loop, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluation.evaluate.estimate", refuse)
-    monkeypatch.setattr("agelib.faces.cropping.detector", refuse)
+    monkeypatch.setattr("agelib.faces.crop.detector", refuse)
 
 
 def interrupt(*arguments, **options):

@@ -27,8 +27,7 @@ from agelib.datasets import tables
 from agelib.datasets.own_photos import is_loose
 from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
-from agelib.faces.crop import PORTRAIT_CANVAS
-from agelib.faces.cropping import crop_images
+from agelib.faces.crop import PORTRAIT_CANVAS, crop_images
 from agelib.faces.images import Rejected
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import atomic, read_json, sha256, write_json

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from joblib import cpu_count
 
-from agelib.faces.cropping import map_ahead
+from agelib.faces.crop import map_ahead
 from agelib.faces.shards import FaceSet
 
 # Checked by eye in WIKI, UTKFace, APPA-REAL and All-Age-Faces: pairs above it are one photo; faces

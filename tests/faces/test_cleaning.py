@@ -21,7 +21,8 @@ from agelib.config import Config, Crop
 from agelib.datasets import download, tables
 from agelib.datasets.sample import make_own
 from agelib.datasets.tables import read_imdb_wiki, read_utkface
-from agelib.faces import cleaning, cropping
+from agelib.faces import cleaning
+from agelib.faces import crop as cropping
 from agelib.faces.crop import choose_face, crop_face
 from agelib.faces.images import read_image
 from agelib.faces.shards import FaceSet, read_manifest
@@ -49,7 +50,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from agelib.faces import cleaning, cropping
+from agelib.faces import cleaning
+from agelib.faces import crop as cropping
 from agelib.config import Config
 from agelib.faces.crop import Face
 
