@@ -148,27 +148,21 @@ def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
         paths.append(f"{i % 100:02d}/{1000 + i}_{year}-{month:02d}-01_2010.jpg")
         if row.image is not None:
             yield paths[-1], row.image
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {"wiki": _wiki_mat(rows, paths, births)})
-    # The first 116 bytes of the file are a comment, in which scipy notes the time.
-    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
-    yield "wiki.mat", comment + buffer.getvalue()[116:]
-
-
-def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[int]) -> dict:
-    """Returns what the official `wiki.mat` holds: one struct of row vectors."""
-    location = np.array([1.0, 1.0, 200.0, 200.0])
-    return {
+    wiki_mat = {  # one struct of row vectors
         "dob": np.array([births], np.int32),
         "photo_taken": np.full((1, len(rows)), 2010, np.uint16),
         "full_path": _cells(paths),
-        # The official code: 1 is male.
-        "gender": np.array([[1.0 - row.gender for row in rows]]),
+        "gender": np.array([[1.0 - row.gender for row in rows]]),  # the official 1 is male
         "name": _cells([f"Person {i}" for i in range(len(rows))]),
-        "face_location": _cells([location] * len(rows)),
+        "face_location": _cells([np.array([1.0, 1.0, 200.0, 200.0])] * len(rows)),
         "face_score": np.array([[row.face_score for row in rows]]),
         "second_face_score": np.array([[row.second_face_score for row in rows]]),
     }
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"wiki": wiki_mat})
+    # The first 116 bytes of the file are a comment, in which scipy notes the time.
+    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
+    yield "wiki.mat", comment + buffer.getvalue()[116:]
 
 
 def _cells(values: list) -> np.ndarray:
