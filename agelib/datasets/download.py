@@ -12,7 +12,7 @@ from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
-from agelib.datasets.tables import DATASETS, DataSet, find
+from agelib.datasets.tables import DATASETS, DataSet, find_dataset
 from agelib.disk import explain, explained, is_full
 from agelib.files import read_json, write_json
 
@@ -35,7 +35,7 @@ def fetch(name: str, config: Config) -> Path:
     Raises:
         AgelibError: If it cannot be had, or is not what it should be.
     """
-    dataset = find(name)
+    dataset = find_dataset(name)
     archive, lacking = dataset.archive, ""
     if verified := _verified(archive, config):
         return verified
@@ -71,7 +71,7 @@ def extract(name: str, config: Config) -> Path:
     Raises:
         AgelibError: If the archive is missing, damaged or unsafe, or the disk is full.
     """
-    archive = find(name).archive
+    archive = find_dataset(name).archive
     source, target = _verified(archive, config), config.raw / archive.folder
     source = source or config.raw / archive.file
     if not source.exists():
@@ -130,7 +130,7 @@ def _folders(config: Config) -> list[Path]:
 
 def _not_there(name: str, config: Config) -> AgelibError:
     """Returns the error for a data set that nobody has put there, and no program can fetch."""
-    archive, home = find(name).archive, find(name).home
+    archive, home = find_dataset(name).archive, find_dataset(name).home
     fetched = [name for name, dataset in DATASETS.items() if dataset.archive.url]
     return AgelibError(
         f"There are no images of {name}: put {archive.file} into "

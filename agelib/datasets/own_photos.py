@@ -126,7 +126,7 @@ def _official_splits(words: pd.Series, path: Path) -> pd.Series:
     return splits
 
 
-def is_loose(folder: Path) -> bool:
+def is_user_folder(folder: Path) -> bool:
     """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
     return (folder / LABELS).exists() and not metadata_path(folder).exists()
 

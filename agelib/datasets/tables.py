@@ -239,7 +239,7 @@ DATASETS = {
 }
 
 
-def find(name: str) -> DataSet:
+def find_dataset(name: str) -> DataSet:
     """Returns what is known of a data set: of one without an entry, what follows from its name."""
     return DATASETS.get(name) or _labelled(name)
 
@@ -253,7 +253,7 @@ def describe(names: Sequence[str]) -> pd.DataFrame:
             "licence": dataset.licence,
             "home": dataset.home,
         }
-        for dataset in map(find, names)
+        for dataset in map(find_dataset, names)
     ]
     return pd.DataFrame(rows, pd.Index(names, name="data set")).round(1)
 
@@ -264,7 +264,7 @@ def images_folder(name: str, config: Config) -> Path:
     Raises AgelibError if it is `own`, and the settings name none.
     """
     if name != "own":
-        return config.raw / find(name).archive.folder
+        return config.raw / find_dataset(name).archive.folder
     if config.own is None and config.profile == "sample":
         return config.folder / "own"
     if config.own is None:
@@ -285,13 +285,13 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     """
     check_sources(config)
     folder = images_folder(name, config)
-    table = find(name).reader(folder)
+    table = find_dataset(name).reader(folder)
     _need_usable(table, folder)
     if name not in config.train_sources:
         return _all_test(table)
     official = table.get("split", pd.Series("", table.index))
     named = set(official[table["reject"] == ""])
-    shares = held_out(name, config, named)
+    shares = held_out_shares(name, config, named)
     persons = table["person"].map(person_hash).to_numpy(np.uint64)
     split = pd.Series(split_by_person(persons, *shares), table.index)
     split = split.mask(official.isin(["val", "test"]), official)
@@ -324,19 +324,19 @@ def _all_test(table: pd.DataFrame) -> pd.DataFrame:
 def check_sources(config: Config) -> None:
     """Raises AgelibError if somebody would be trained on in one set and tested on in another."""
     for tested in set(config.test_sources) - set(config.train_sources):
-        for trained in set(config.train_sources) & set(find(tested).same_people):
+        for trained in set(config.train_sources) & set(find_dataset(tested).same_people):
             raise AgelibError(
                 f"test_sources has {tested}, which shows the same people as {trained}: train on "
                 f"{tested} too (--train-sources), or test on another set."
             )
 
 
-def held_out(name: str, config: Config, official: set[str]) -> tuple[float, float]:
+def held_out_shares(name: str, config: Config, official: set[str]) -> tuple[float, float]:
     """Returns the shares of a set's people for validation and test, 0 for an official split."""
     if name not in config.train_sources:
         return 0.0, 1.0
     tested = set(config.test_sources) & set(config.train_sources)
-    shared = tested & {name, *find(name).same_people}
+    shared = tested & {name, *find_dataset(name).same_people}
     val = 0.0 if "val" in official else config.val_fraction
     return val, config.val_fraction if shared and "test" not in official else 0.0
 

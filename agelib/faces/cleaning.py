@@ -24,7 +24,7 @@ from tqdm import tqdm
 from agelib import AgelibError
 from agelib.config import Config, Crop
 from agelib.datasets import tables
-from agelib.datasets.own_photos import is_loose
+from agelib.datasets.own_photos import is_user_folder
 from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
 from agelib.faces.crop import PORTRAIT_CANVAS, crop_images
@@ -109,7 +109,7 @@ def _origin(table: pd.DataFrame, images: Path, name: str, config: Config) -> dic
     labels = table[[column for column in columns if column in table]]
     labels = labels[labels["reject"] != "unlabelled"]
     usable = table[table["reject"] == ""]
-    if is_loose(images):  # archives are verified, but a user may edit a photo
+    if is_user_folder(images):  # archives are verified, but a user may edit a photo
         with reading(images):  # a file that cannot be read now has not changed
             labels = labels.assign(photo=usable["path"].map(partial(_photo_sha256, images)))
     # As text, which is the same whatever pandas makes of missing numbers.
@@ -235,10 +235,10 @@ def check_splits(names: Iterable[str], config: Config) -> None:
     """Raises AgelibError if face sets were split by other settings, as hashes of persons show."""
     tables.check_sources(config)
     for name in names:
-        folder = config.faces / name
+        folder, trained = config.faces / name, name in config.train_sources
         manifest = read_manifest(folder)
         official = set(manifest["official"])
-        trained, shares = name in config.train_sources, tables.held_out(name, config, official)
+        shares = tables.held_out_shares(name, config, official)
         splits = [split for split, count in manifest["splits"].items() if count]
         hashed = set(splits) - ((official - {"train"}) if trained else set())
         as_asked = all(
