@@ -53,7 +53,12 @@ def read_labelled(folder: Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     source = folder / LABELS
-    labels, images = _read_labels(source), _images_in(folder)
+    labels = _read_labels(source)
+    with reading(folder):
+        found = retrying(find_files)(folder, IMAGE_SUFFIXES)
+    names = [path.relative_to(folder).as_posix() for path in found]
+    # Macs write letters with accents as two characters in file names.
+    images = {unicodedata.normalize("NFC", name): name for name in names}
     paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).str.normalize("NFC")
     unlabelled = sorted(images.keys() - set(paths))
     paths = pd.Series([*paths, *unlabelled], dtype=object)
@@ -149,15 +154,6 @@ def copy_own(source: Path, target: Path) -> None:
         for path in find_files(target):
             if path.relative_to(target) not in there:
                 path.unlink()
-
-
-def _images_in(folder: Path) -> dict[str, str]:
-    """Returns normalised path -> path, relative to the folder, of each image that is not hidden."""
-    with reading(folder):
-        paths = retrying(find_files)(folder, IMAGE_SUFFIXES)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    # Macs write letters with accents as two characters in file names.
-    return {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def _read_labels(path: Path) -> pd.DataFrame:
