@@ -29,11 +29,8 @@ def fetch(name: str, config: Config) -> Path:
     readable from end to end; later calls look only at its size. What the user put into `data/raw`
     or into `archives` on Drive comes first, as the official file or as another zip or tar file
     of the same images; then a mirror (`AGELIB_MIRROR`), then the official home, then Kaggle; the
-    sample has only its own mirror. An archive that has changed since it was verified is fetched
-    anew, unless it can only be put there by hand.
-
-    Raises:
-        AgelibError: If it cannot be had, or is not what it should be.
+    sample has only its own mirror. One that has changed since it was verified is fetched anew,
+    unless it can only be put there by hand. Raises AgelibError if none can be had.
     """
     dataset = find_dataset(name)
     archive, lacking = dataset.archive, ""
@@ -66,10 +63,8 @@ def fetch(name: str, config: Config) -> Path:
 def extract(name: str, config: Config) -> Path:
     """Unpacks a data set's archive, once, and returns the folder with the images.
 
-    Without the archive its folder will do.
-
-    Raises:
-        AgelibError: If the archive is missing, damaged or unsafe, or the disk is full.
+    Without the archive its folder will do. Raises AgelibError if both are missing, the archive is
+    damaged or unsafe, or the disk is full.
     """
     archive = find_dataset(name).archive
     source, target = _verified(archive, config), config.raw / archive.folder
@@ -129,7 +124,6 @@ def _folders(config: Config) -> list[Path]:
 
 
 def _not_there(name: str, config: Config) -> AgelibError:
-    """Returns the error for a data set that nobody has put there, and no program can fetch."""
     archive, home = find_dataset(name).archive, find_dataset(name).home
     fetched = [name for name, dataset in DATASETS.items() if dataset.archive.url]
     return AgelibError(

@@ -34,9 +34,7 @@ class _Member(NamedTuple):
 def verify(source: Path, archive: Archive, checksum: Checksum) -> None:
     """Makes sure that a file has its checksum or, where none is known, that it is whole and right.
 
-    Raises:
-        OSError: If the disk fails.
-        ValueError: If the file is another one, damaged or unsafe.
+    Raises ValueError if it is another one, damaged or unsafe, and OSError if the disk fails.
     """
     if checksum:
         if hash_file(source, checksum[0]) != checksum[1]:
@@ -55,12 +53,8 @@ def unpack(source: Path, archive: Archive, target: Path) -> None:
 
     Of several folders of the archive's name (for a set with labels: that have a `labels.csv`) the
     one nearest to the top counts: Kaggle's UTKFace has a second copy further down. What lies
-    beside it and hidden files are left out.
-
-    Raises:
-        AgelibError: If there is no space.
-        OSError: If the disk fails; the archive may be in order.
-        ValueError: If the archive is another one, damaged or unsafe.
+    beside it and hidden files are left out. Raises as `verify`, and AgelibError if there is no
+    space.
     """
     # A sibling of the target, so that the last step is a mere rename; always the same one, so that
     # whatever a killed process left there goes away.
@@ -100,12 +94,7 @@ def _find_top(files: list[_Member], archive: Archive) -> PurePosixPath:
 
 @contextmanager
 def _open_files(source: Path) -> Iterator[list[_Member]]:
-    """Opens a zip or tar file; yields its files that are not hidden, to be read inside the block.
-
-    Raises:
-        OSError: If the disk fails.
-        ValueError: If the archive is damaged or unsafe.
-    """
+    """Opens a zip or tar file; yields its visible files, to be read inside the block."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:

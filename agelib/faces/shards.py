@@ -126,20 +126,14 @@ def fingerprint(folder: Path) -> str:
 class FaceSet:
     """The faces of one split of one or several data sets, decoded on demand.
 
-    Args:
-        folders: Face sets, for example `data/faces/wiki`.
-        split: "train", "val" or "test".
+    `folders` are face sets, such as `data/faces/wiki`; `split` is "train", "val" or "test". Raises
+    AgelibError if there are no such faces, or a shard cannot be read.
 
     Attributes:
         crop_size: Pixels per side of each face.
         index: The shards' entries, see `index_type`.
         source: Numbers the data sets in `sources`, int64 of shape (n,).
-        sources: The data sets' names.
         race: Numbers the names in `races`, -1 where unknown, int64 of shape (n,).
-        races: Empty where no set has any.
-
-    Raises:
-        AgelibError: If there are no such faces, or a shard cannot be read.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
