@@ -49,15 +49,12 @@ def read_image(
     Raises:
         Rejected: "unreadable", if it is no image, cut short or too large.
     """
-    name, content = "the image", b""
+    is_path, content = isinstance(source, str | os.PathLike), b""
     try:
         if isinstance(source, Image.Image):
             _check_size(source)
             return _pixels(source.copy(), max_side)  # a copy, as it is turned in place
-        if isinstance(source, str | os.PathLike):
-            name, content = source, Path(source).read_bytes()
-        else:
-            content = bytes(source)
+        content = Path(source).read_bytes() if is_path else bytes(source)
         return _decode(content, max_side)
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
@@ -68,6 +65,7 @@ def read_image(
         elif content[4:8] == b"ftyp" and content[8:12] in _PHONE_FORMATS:
             why = "damaged, or of a format that Pillow does not read here: export it as JPEG"
     # Outside `except`: cleaning collects rejections, and the decoder's error keeps its image alive.
+    name = source if is_path else "the image"
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
 
 
