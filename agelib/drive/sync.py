@@ -32,14 +32,10 @@ def push(
     """Copies a file or a folder to Drive, and returns the names of the files it copied.
 
     Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; an
-    equal file that the user uploaded is noted and not copied. Raises AgelibError if there is
-    nothing to copy, no space, or a copy does not arrive whole.
-
-    Args:
-        local: What to copy; hidden files stay behind.
-        remote: Where to: the copy's own path, not its parent's.
-        only: If given, the files of the folder to copy.
-        verify: Whether to read everything, here and there, in place of trusting `SHA256SUMS`.
+    equal file that the user uploaded is noted and not copied. `remote` is the copy's own path; of a
+    folder `only` some files are copied, or all that are not hidden. To `verify` is to read all,
+    here and there, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to
+    copy, no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
     if not local.exists():
