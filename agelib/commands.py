@@ -17,10 +17,10 @@ from agelib.config import Config, Crop
 
 def _download(config: Config) -> None:
     from agelib import steps
-    from agelib.datasets.tables import find
+    from agelib.datasets.tables import find_dataset
 
     for name in config.sources:
-        licence = "free" if config.profile == "sample" else find(name).licence
+        licence = "free" if config.profile == "sample" else find_dataset(name).licence
         print(f"{name}: {steps.download(name, config)} ({licence})")
 
 
