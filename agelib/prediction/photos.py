@@ -76,9 +76,9 @@ def _photos_at(place: str | Path) -> list[str | Path]:
     if _is_address(place):
         return [str(place)]
     path = Path(place).expanduser()
-    if path.is_file():  # which may have brackets in its name
-        return [path]
     is_folder = path.is_dir()
+    if path.exists() and not is_folder:  # a file may have brackets in its name
+        return [path]
     found = sorted(filter(_is_photo, find_files(path) if is_folder else _matches(path)))
     if not found:
         why = f"holds no photo ({', '.join(_SUFFIXES)})" if is_folder else "does not exist"
