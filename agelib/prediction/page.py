@@ -62,9 +62,6 @@ _PICTURE_SIDE = 800  # pixels
 def build_page(estimator: Estimator) -> "gradio.Blocks":
     """Builds the page, to be shown with `launch`.
 
-    Args:
-        estimator: The model that answers.
-
     Raises:
         AgelibError: If Gradio is missing or too old.
     """
@@ -156,13 +153,11 @@ def launch(page: "gradio.Blocks", **options: Any) -> None:
 
     Args:
         page: From `build_page`.
-        options: Further ones of Gradio's `launch`, such as `server_name` and `server_port`.
+        options: Of Gradio's `launch`, such as `server_name` and `server_port`.
     """
-    gradio = _load_gradio()
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     settings = {
-        "theme": gradio.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        "theme": _load_gradio().themes.Default(**fonts),
         "css": _CSS,
         "server_name": _LOCALHOST,
         "max_file_size": MAX_UPLOAD,
@@ -179,12 +174,7 @@ def launch(page: "gradio.Blocks", **options: Any) -> None:
 
 
 def serve(model_path: Path, host: str, port: int) -> None:
-    """Serves the page until Ctrl-C.
-
-    Args:
-        model_path: A model.keras.
-        host: The address to listen at; 0.0.0.0 lets other machines in.
-        port: 1 to 65535.
+    """Serves the page until Ctrl-C; at the host 0.0.0.0 other machines see it too.
 
     Raises:
         AgelibError: If Gradio or the model is missing, or nothing can listen there.
@@ -258,12 +248,7 @@ def _scratch() -> str:
 
 
 def predict_as_html(estimator: Estimator, source: Path | Image.Image) -> str:
-    """Returns the faces of a photo, or why there are none, as HTML that needs no other file.
-
-    Args:
-        estimator: The model.
-        source: An image, or a file, which may be no photo at all.
-    """
+    """Returns the faces of a photo, or why there are none, as HTML that needs no other file."""
     try:
         image = read_image(source)
     except Rejected as error:
