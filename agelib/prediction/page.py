@@ -143,8 +143,8 @@ def _limits(estimator: Estimator) -> str:
         off = f"was off by {scores['age_mae']:.1f} years on average on {scores['n']:,} test faces"
         off += ", and can be off by far more on a single one"
     return (
-        f"An estimate says how old a face looks, not how old a person is. It {off}: **decide "
-        "nothing about a person by it.** Photos are deleted right after they are answered."
+        f"An estimate says how old a face looks, not how old a person is. It {off}. **Do not use "
+        "it to decide anything about a person.** Photos are deleted right after the answer."
     )
 
 
@@ -263,7 +263,10 @@ def predict_as_html(estimator: Estimator, source: Path | Image.Image) -> str:
     count = len(estimates)
     sentence = "One face found." if count == 1 else f"{count} faces found, numbered left to right."
     faces = "".join(f"<li>{html.escape(str(estimate))}</li>" for estimate in estimates)
-    note = "In brackets: how probable the answer is, and the ages that hold with 80 %."
+    note = (
+        "In brackets: how probable the answer is, and the ages between which the true age should "
+        "be in 80 % of all cases."
+    )
     picture = _image(annotate(image, estimates, _PICTURE_SIDE))
     return f"{_paragraph(sentence)}{picture}<ol>{faces}</ol><small>{note}</small>"
 

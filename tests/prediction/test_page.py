@@ -354,7 +354,7 @@ def test_the_page_says_how_far_off_its_model_is(visitor):
     scores = json.loads(PRETRAINED.with_name("card.json").read_text())["scores"]["test"]
     text = visitor.all("body")[0].text
     assert f"off by {scores['age_mae']:.1f} years on average" in text
-    assert "decide nothing about a person by it" in text
+    assert "Do not use it to decide anything about a person." in text
 
 
 @pytest.mark.parametrize(
