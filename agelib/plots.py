@@ -36,13 +36,7 @@ def _diagrams(width: float, height: float, count: int = 1, **options: Any) -> tu
 def montage(
     images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8
 ) -> Figure:
-    """Shows images side by side.
-
-    Args:
-        images: RGB uint8, of any sizes.
-        titles: One for each image.
-        columns: Images in a row.
-    """
+    """Shows images, RGB uint8 of any sizes, side by side."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 1.25 if titles is None else 1.55
@@ -50,10 +44,10 @@ def montage(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for i, image in enumerate(images):
-        axes[i].imshow(image)
-        if titles is not None:
-            axes[i].set_title(titles[i], fontsize=8)
+    for axis, image in zip(axes, images, strict=False):
+        axis.imshow(image)
+    for axis, title in zip(axes, titles or (), strict=False):
+        axis.set_title(title, fontsize=8)
     return figure
 
 
@@ -72,12 +66,7 @@ def reasons(counts: dict[str, int]) -> Figure:
 
 
 def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
-    """Shows the ages of a face set by gender, over its age branches.
-
-    Args:
-        ages: Whole years, shape (n,).
-        genders: 0 Male or 1 Female, shape (n,).
-    """
+    """Shows ages, whole years, by gender, 0 Male or 1 Female, over the age branches."""
     figure, [axis] = _diagrams(8, 3)
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
@@ -119,10 +108,7 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
 def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     """Shows how a photo becomes an estimate: the face's box, the crop, each year's probability.
 
-    Args:
-        image: RGB uint8 of shape (height, width, 3).
-        crop: What the network sees of the face, RGB uint8.
-        estimate: The face's.
+    Photo and crop are RGB uint8 of shape (height, width, 3).
     """
     figure, [photo, face, ages] = _diagrams(10, 2.9, 3, width_ratios=(1, 0.8, 2))
     photo.imshow(image)
@@ -166,12 +152,9 @@ def _box(estimate: "Estimate") -> Rectangle:
 
 
 def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int = 1600) -> Figure:
-    """Draws boxes and estimates on a photo.
+    """Draws boxes and estimates on a photo, RGB uint8 of shape (height, width, 3).
 
-    Args:
-        image: RGB uint8 of shape (height, width, 3).
-        estimates: The photo's faces; where they are several, their labels begin with a number.
-        max_side: Pixels, 640 or more.
+    Where there are several faces, their labels begin with a number.
 
     Returns:
         A figure of the photo's shape, 640 to `max_side` pixels on its longer side when saved.
@@ -230,11 +213,7 @@ def confusion(report: dict[str, Any]) -> Figure:
 
 
 def age_errors(estimates: pd.DataFrame) -> Figure:
-    """Shows the error by the true age, and the share of faces within each number of years.
-
-    Args:
-        estimates: From `agelib.evaluation.tables.estimates_table`.
-    """
+    """Shows an `estimates_table`: the error by true age, the share of faces within N years."""
     figure, [by_age, within] = _diagrams(10, 3.2, 2, width_ratios=(3, 2))
     off = estimates["years_off"]
     middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
@@ -256,11 +235,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
-    """Shows how often each head is right, by its confidence.
-
-    Args:
-        estimates: From `agelib.evaluation.tables.estimates_table`.
-    """
+    """Shows of an `estimates_table` how often each head is right, by its confidence."""
     heads = [("branch", "age_branch", "age branch"), ("gender", "gender", "gender")]
     heads = [head for head in heads if head[1] in estimates]
     figure, axes = _diagrams(4 * len(heads), 3.6, len(heads))
