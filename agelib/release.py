@@ -20,7 +20,7 @@ import pandas as pd
 from agelib import AgelibError, __version__
 from agelib.config import UNRELATED_TO_TRAINING, Config
 from agelib.datasets.tables import find
-from agelib.evaluation.evaluate import estimate_splits, score_split
+from agelib.evaluation.evaluate import score_model
 from agelib.evaluation.tables import (
     compare_table,
     duplicates_sentence,
@@ -98,18 +98,15 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     model, note = load_model(config.run_folder / "model.keras")
     _check_note(config, note)
     round_weights(model)
-    found = [
-        (split, name, score_split(faces, outputs))
-        for split, name, faces, outputs in estimate_splits(model, note, config)
-    ]
+    splits, tests, _ = score_model(model, note, config)
     card = {
         "shipped_with": __version__,
         "note": note,
         "before": _runs_before(note),
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
-        "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
-        "tests": {name: figures for _, name, figures in found if name},
+        "scores": splits,
+        "tests": tests,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
