@@ -9,7 +9,7 @@ from agelib.config import BACKBONES, Backbone
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
 from agelib.model.imagenet import LITE0_WEIGHTS, set_arrays
-from agelib.model.saved import PRETRAINED, read_model
+from agelib.model.saved import PRETRAINED, load_model
 
 # What the ImageNet weights were trained with, on pixels of 0 to 255.
 _MEAN = (123.675, 116.28, 103.53)
@@ -123,7 +123,7 @@ def _backbone_of(model: keras.Model) -> keras.Model:
 
 def _copy_weights(model: keras.Model, path: Path) -> None:
     """Copies the weights of another model of this kind."""
-    other, _ = read_model(path)
+    other, _ = load_model(path, any_branches=True)
     try:
         model.set_weights(other.get_weights())
     except ValueError as error:
