@@ -18,10 +18,10 @@ from agelib.model import saved
 
 def download(config: Config) -> None:
     """Fetches the archives and extracts them to data/raw."""
-    from agelib.datasets.tables import find
+    from agelib.datasets.tables import find_dataset
 
     for name in config.sources:
-        licence = "free" if config.profile == "sample" else find(name).licence
+        licence = "free" if config.profile == "sample" else find_dataset(name).licence
         print(f"{name}: {agelib.steps.download(name, config)} ({licence})")
 
 
@@ -212,8 +212,8 @@ def run(config: Config) -> None:
     if config.profile == "sample":
         whose = "knows only the sample's drawn faces, no real one"
     print(
-        f"\nA photo of the astronaut Eileen Collins, in her thirties. The run's model {whose}; the "
-        "pretrained model was trained on real faces.\n"
+        f"\nA photo of the astronaut Eileen Collins, 41 or 42 years old. The run's model {whose}; "
+        "the pretrained model was trained on real faces.\n"
     )
     photo = _astronaut(config)
     for model in (saved.PRETRAINED, config.run_folder / "model.keras"):

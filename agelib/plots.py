@@ -1,4 +1,7 @@
-"""Figures. Every function returns a Figure and shows nothing: a notebook shows it."""
+"""Figures. Every function returns a Figure and shows nothing: a notebook shows it.
+
+None is wider than 7.5 inches, or its words could not be read on a phone.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 _COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"
 
+_MONTAGE_COLUMNS = 4
 _AGE_STEP = 5
 _MOST_YEARS = 20
 
@@ -33,11 +37,9 @@ def _diagrams(width: float, height: float, count: int = 1, **options: Any) -> tu
     return figure, axes
 
 
-def montage(
-    images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8
-) -> Figure:
-    """Shows images, RGB uint8 of any sizes, side by side."""
-    columns = max(1, min(columns, len(images)))
+def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> Figure:
+    """Shows images, RGB uint8 of any sizes, side by side, four in a row."""
+    columns = max(1, min(_MONTAGE_COLUMNS, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 1.25 if titles is None else 1.55
     figure = Figure(figsize=(1.25 * columns, height * rows), layout="constrained")
@@ -67,7 +69,7 @@ def reasons(counts: dict[str, int]) -> Figure:
 
 def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
     """Shows ages, whole years, by gender, 0 Male or 1 Female, over the age branches."""
-    figure, [axis] = _diagrams(8, 3)
+    figure, [axis] = _diagrams(7.5, 3)
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
     axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=_COLOURS)
@@ -83,7 +85,7 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation."""
     names = ("loss", "age_branch_accuracy", "gender_accuracy")
-    figure, axes = _diagrams(10, 3, len(names))
+    figure, axes = _diagrams(7.5, 2.8, len(names))
     for axis, name in zip(axes, names, strict=True):
         for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
             values = history[prefix + name]
@@ -98,7 +100,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     """Shows how probable each year is for each face, over the age branches."""
-    figure, [axis] = _diagrams(8, 2.6)
+    figure, [axis] = _diagrams(7.5, 2.6)
     _draw_ages(axis, estimates)
     if estimates:
         axis.legend(frameon=False)
@@ -110,16 +112,19 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
 
     Photo and crop are RGB uint8 of shape (height, width, 3).
     """
-    figure, [photo, face, ages] = _diagrams(10, 2.9, 3, width_ratios=(1, 0.8, 2))
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplot_mosaic([["photo", "face"], ["ages", "ages"]])
+    photo, face, ages = axes.values()
     photo.imshow(image)
     photo.add_patch(_box(estimate))
     face.imshow(crop)
     for axis in (photo, face):
         axis.axis("off")
         axis.set_anchor("N")
+    ages.spines[["top", "right"]].set_visible(False)
     _draw_ages(ages, [estimate])
-    photo.set_title("1. MTCNN finds the face", fontsize=9, pad=18)
-    face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=9, pad=18)
+    photo.set_title("1. MTCNN finds the face", fontsize=9)
+    face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=9)
     ages.set_title(f"3. EfficientNet: {estimate}", fontsize=9, pad=18)
     return figure
 
@@ -194,7 +199,7 @@ def confusion(report: dict[str, Any]) -> Figure:
     heads = [("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")]
     heads = [head for head in heads if f"{head[0]}_confusion" in report]
     widths = [1 + len(names) for _, names, _ in heads]
-    figure = Figure(figsize=(1.1 * sum(widths), 4.2), layout="constrained")
+    figure = Figure(figsize=(0.83 * sum(widths), 3.5), layout="constrained")
     axes = figure.subplots(1, len(heads), width_ratios=widths, squeeze=False)[0]
     for axis, (head, names, title) in zip(axes, heads, strict=True):
         counts = np.array(report[f"{head}_confusion"])
@@ -214,7 +219,7 @@ def confusion(report: dict[str, Any]) -> Figure:
 
 def age_errors(estimates: pd.DataFrame) -> Figure:
     """Shows an `estimates_table`: the error by true age, the share of faces within N years."""
-    figure, [by_age, within] = _diagrams(10, 3.2, 2, width_ratios=(3, 2))
+    figure, [by_age, within] = _diagrams(7.5, 3, 2, width_ratios=(3, 2))
     off = estimates["years_off"]
     middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
     middle = (middle - MIN_AGE) // _AGE_STEP * _AGE_STEP + MIN_AGE + _AGE_STEP // 2
@@ -230,7 +235,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     within.plot(years, [(off.abs() <= year).mean() for year in years], color=_COLOURS[0])
     within.set(xlim=(0, _MOST_YEARS), ylim=(0, 1.03), xticks=years[::5])
     within.set(xlabel="years off", ylabel="share of faces")
-    within.set_title("at most this many years off (cumulative score)", fontsize=10)
+    within.set_title("at most this many years off", fontsize=10)
     return figure
 
 
@@ -238,7 +243,7 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
     """Shows of an `estimates_table` how often each head is right, by its confidence."""
     heads = [("branch", "age_branch", "age branch"), ("gender", "gender", "gender")]
     heads = [head for head in heads if head[1] in estimates]
-    figure, axes = _diagrams(4 * len(heads), 3.6, len(heads))
+    figure, axes = _diagrams(3.7 * len(heads), 3.5, len(heads))
     for axis, (name, true, title) in zip(axes, heads, strict=True):
         confidence = estimates[f"{name}_confidence"].to_numpy()
         right = (estimates[f"estimated_{name}"] == estimates[true]).to_numpy()
@@ -255,7 +260,7 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
 def groups(report: dict[str, Any]) -> Figure:
     """Shows the accuracy of both heads for each group of people, with 95 % intervals."""
     rows = report["groups"]
-    figure, axes = _diagrams(9, 0.9 + 0.26 * len(rows), 2, sharey=True)
+    figure, axes = _diagrams(7.5, 0.9 + 0.26 * len(rows), 2, sharey=True)
     places = np.arange(len(rows))
     age = "age_branch" if "age_branch_accuracy" in report else "age_range"
     for axis, head in zip(axes, (age, "gender"), strict=True):
@@ -265,8 +270,7 @@ def groups(report: dict[str, Any]) -> Figure:
         axis.hlines(places, ends[:, 0], ends[:, 1], color=_COLOURS[0], alpha=0.5, linewidth=4)
         axis.plot(scores, places, "o", color=_COLOURS[0])
         axis.axvline(report[key], color=_COLOURS[1], linewidth=1, linestyle=":")
-        axis.set(title=head.replace("_", " "), xlim=(-0.03, 1.03))
-        axis.set_xlabel("share of right answers; dotted line: all faces")
+        axis.set(title=head.replace("_", " "), xlim=(-0.03, 1.03), xlabel="share of right answers")
     axes[0].set_yticks(places, [f"{row['group']}  ({row['n']:,})" for row in rows])
     axes[0].invert_yaxis()
     return figure

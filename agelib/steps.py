@@ -18,8 +18,8 @@ from agelib import AgelibError, disk, plots, training
 from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
-from agelib.datasets.own_photos import copy_own, is_loose
-from agelib.datasets.tables import check_sources, find, images_folder
+from agelib.datasets.own_photos import copy_own, is_user_folder
+from agelib.datasets.tables import check_sources, find_dataset, images_folder
 from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
 from agelib.drive.sync import Backup, push_finished
@@ -79,7 +79,8 @@ def _pull_archive(name: str, config: Config) -> None:
     """Fetches an archive from Drive if it was pushed there, under any of its names."""
     folder = config.drive / "archives"
     with disk.reading(folder):
-        pushed = [path for path in find(name).archive.find_in(folder) if sync.holds(path)]
+        found = find_dataset(name).archive.find_in(folder)
+        pushed = [path for path in found if sync.holds(path)]
     if pushed and not (config.raw / pushed[0].name).exists():
         local = config.raw / pushed[0].name
         sync.pull(pushed[0], local)
@@ -88,7 +89,7 @@ def _pull_archive(name: str, config: Config) -> None:
 
 def _is_yours(name: str, config: Config) -> bool:
     """Tells whether a data set is a folder of the user's, and no archive."""
-    return name == "own" or is_loose(images_folder(name, config))
+    return name == "own" or is_user_folder(images_folder(name, config))
 
 
 def _your_images(name: str, config: Config) -> Path:
