@@ -121,8 +121,8 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     for axis in (photo, face):
         axis.axis("off")
         axis.set_anchor("N")
-    _draw_ages(ages, [estimate])
     ages.spines[["top", "right"]].set_visible(False)
+    _draw_ages(ages, [estimate])
     photo.set_title("1. MTCNN finds the face", fontsize=9)
     face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=9)
     ages.set_title(f"3. EfficientNet: {estimate}", fontsize=9, pad=18)
@@ -270,8 +270,7 @@ def groups(report: dict[str, Any]) -> Figure:
         axis.hlines(places, ends[:, 0], ends[:, 1], color=_COLOURS[0], alpha=0.5, linewidth=4)
         axis.plot(scores, places, "o", color=_COLOURS[0])
         axis.axvline(report[key], color=_COLOURS[1], linewidth=1, linestyle=":")
-        axis.set(title=head.replace("_", " "), xlim=(-0.03, 1.03))
-        axis.set_xlabel("share of right answers")
+        axis.set(title=head.replace("_", " "), xlim=(-0.03, 1.03), xlabel="share of right answers")
     axes[0].set_yticks(places, [f"{row['group']}  ({row['n']:,})" for row in rows])
     axes[0].invert_yaxis()
     return figure

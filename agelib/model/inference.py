@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 Graph = Callable[[np.ndarray], dict[str, Any]]  # from crops to tensors by output
 
 # Faces and their pixels in a batch: more would fill a GPU's memory with large networks.
-_BATCH, _BATCH_PIXELS = 128, 128 * 160**2
+BATCH, _BATCH_PIXELS = 128, 128 * 160**2
 
 _SHARE = 0.8  # of the faces whose age should lie in their interval
 _LEAST, _MOST = 0.5, 5.0  # temperatures
@@ -38,8 +38,8 @@ def estimate(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
 def estimate_views(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
     """Returns a model's outputs by name for all faces and their mirror images, (2, n, ...)."""
     size, graph = model.input_shape[1:3], inference_graph(model)
-    steps = -(-len(faces) // _BATCH)
-    batches = tqdm(faces.batches(_BATCH), f"evaluate {faces.split}", steps, unit=" batches")
+    steps = -(-len(faces) // BATCH)
+    batches = tqdm(faces.batches(BATCH), f"evaluate {faces.split}", steps, unit=" batches")
     views = [_views(graph, np.stack([resize(image, size) for image in batch])) for batch in batches]
     return {name: np.concatenate([view[name] for view in views], axis=1) for name in views[0]}
 
@@ -78,7 +78,7 @@ def probabilities(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
 
 def _views(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
-    at_a_time = max(1, min(_BATCH, _BATCH_PIXELS // crops[0, ..., 0].size))
+    at_a_time = max(1, min(BATCH, _BATCH_PIXELS // crops[0, ..., 0].size))
     for start in range(0, len(crops), at_a_time):
         part = crops[start : start + at_a_time]
         outputs = graph(np.concatenate([part, part[:, :, ::-1]]))
