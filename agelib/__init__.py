@@ -29,8 +29,9 @@ class AgelibError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Returns what an error says, without the pages that some append."""
-    return str(error).strip().split("\n")[0]
+    """Returns what an error says: the system's words, or the text without the pages some append."""
+    said = getattr(error, "strerror", None) or str(error)
+    return said.strip().split("\n")[0]
 
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

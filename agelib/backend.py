@@ -43,7 +43,6 @@ def _without_variable(name: str) -> Iterator[None]:
 # networks on others too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-
 # With the variable set, `tensorflow.keras`, which `efficientnet` builds from, is another Keras.
 with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
     import keras
@@ -54,22 +53,17 @@ with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
 
 @contextlib.contextmanager
 def keras_settings(policy: str = "float32") -> Iterator[None]:
-    """Sets what agelib's networks need of Keras' global settings, and restores them afterwards.
-
-    Args:
-        policy: Keras' name of the precision.
-    """
+    """Sets what agelib's networks need of Keras, with its precision, and restores it afterwards."""
     before = keras.config.floatx(), keras.config.image_data_format(), keras.config.dtype_policy()
-    _set(("float32", "channels_last", policy))
+    _set("float32", "channels_last", policy)
     try:
         with _without_variable("TF_USE_LEGACY_KERAS"):
             yield
     finally:
-        _set(before)
+        _set(*before)
 
 
-def _set(settings: tuple) -> None:
-    floatx, layout, policy = settings
+def _set(floatx: str, layout: str, policy: str | keras.DTypePolicy) -> None:
     keras.config.set_floatx(floatx)
     keras.config.set_image_data_format(layout)
     keras.config.set_dtype_policy(policy)

@@ -78,17 +78,11 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class Crop:
-    """How a face is cut out of an image.
+    """How a face is cut out of an image."""
 
-    Attributes:
-        size: Pixels per side.
-        margin: Widening of the face's box on each side, in box widths.
-        align: Whether the face is turned so that its eyes are level.
-    """
-
-    size: int
-    margin: float
-    align: bool = False
+    size: int  # pixels per side
+    margin: float  # widening of the face's box on each side, in box widths
+    align: bool = False  # whether the face is turned so that its eyes are level
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Crop":
@@ -100,15 +94,9 @@ class Crop:
         return {"crop_size": self.size, "margin": self.margin, "align": self.align}
 
     def check(self, stored: "Crop", *folders: Path, user: str = "this run") -> None:
-        """Makes sure that stored faces were cut out like this.
+        """Raises AgelibError if stored faces were cut out otherwise, as the crop `stored` says.
 
-        Args:
-            stored: How they were.
-            *folders: Where they are, and after that their copies.
-            user: Who needs them, for the message.
-
-        Raises:
-            AgelibError: If they were cut out otherwise.
+        `folders` has where they lie, and after that their copies; `user` is who needs them.
         """
         if stored != self:
             raise AgelibError(
@@ -145,43 +133,31 @@ def _are_folder_names(values: tuple[str, ...]) -> bool:
 class Config:
     """All settings of one project run; make one with `Config.from_profile`.
 
-    The defaults are those of the `sample` profile. Every field is an option of the command line.
+    The defaults are the `sample` profile's. Every field is an option of the command line.
     """
 
-    profile: str = _setting(
-        "sample", "sample (the default), wiki, imdb-wiki or own; gives the other defaults"
-    )
+    profile: str = _setting("sample", "sample, wiki, imdb-wiki or own; gives the other defaults")
     train_sources: tuple[str, ...] = _setting(
         ("wiki",),
         "data sets that give train and val: wiki, imdb, utkface, own, or the name of any folder or "
         "zip file with a labels.csv",
     )
-    test_sources: tuple[str, ...] = _setting(
-        ("utkface",), "data sets that give test, the one to report first"
-    )
-    backbone: str = _setting(
-        "EfficientNetB0", "EfficientNetB0 to EfficientNetB7, or EfficientNetLite0 to Lite4"
-    )
+    test_sources: tuple[str, ...] = _setting(("utkface",), "data sets for test, the main one first")
+    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to B7, EfficientNetLite0 to Lite4")
     weights: str | None = _setting(
-        None,
-        "none, imagenet, noisy-student, agelib (the pretrained model), a .keras, .h5 or .npz file",
+        None, "none, imagenet, noisy-student, agelib (pretrained), or a .keras, .h5 or .npz file"
     )
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
     margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
     align: bool = _setting(False, "turn each face so that its eyes are level")
     keep_near_duplicates: bool = _setting(
-        True,
-        "train on faces that nearly equal a held-out one too; only for the sample, which is drawn "
-        "from one portrait",
+        True, "train on near-duplicates of held-out faces too (the sample is one portrait)"
     )
-    val_fraction: float = _setting(
-        0.15, "share of the persons kept for validation, and for test if that is trained on too"
-    )
+    val_fraction: float = _setting(0.15, "share of persons for val, and for test if trained on too")
     epochs: int = _setting(12, "passes over the train faces")
     head_epochs: int | None = _setting(
-        None,
-        "first epochs, which train the heads only; default: 3 from ImageNet's kind of weights",
+        None, "first epochs, which train the heads only; default: 3 from ImageNet's kind of weights"
     )
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
@@ -203,9 +179,7 @@ class Config:
     data: Path = field(
         default_factory=_default_data,
         repr=False,
-        metadata={
-            "help": "folder for all data; default: data/ of the checkout, or of the working folder"
-        },
+        metadata={"help": "folder for all data; default: data/ of the checkout or working folder"},
     )
 
     def __post_init__(self) -> None:
@@ -243,6 +217,10 @@ class Config:
     def _checks(self) -> list[tuple[bool, str, str]]:
         """Returns whether each field is valid, its name, and what it must be."""
         named = "names of data sets, without slashes"
+        known_weights = (
+            self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in WEIGHT_FILES
+        )
+        fits_pretrained = self.weights != "agelib" or self.backbone == PRETRAINED_BACKBONE
         head_epochs, drop_connect = self.head_epochs or 0, self.drop_connect_rate or 0
         return [
             (not self.data.is_file(), "data", "a folder"),
@@ -251,15 +229,11 @@ class Config:
             (_are_folder_names(self.test_sources), "test_sources", named),
             (self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}"),
             (
-                self.weights in (None, *WEIGHTS) or Path(self.weights).suffix in WEIGHT_FILES,
+                known_weights,
                 "weights",
-                f"none, {', '.join(WEIGHTS)}, or the path of a .keras, .h5 or .npz file",
+                f"none, {', '.join(WEIGHTS)}, or a .keras, .h5 or .npz file",
             ),
-            (
-                self.weights != "agelib" or self.backbone == PRETRAINED_BACKBONE,
-                "backbone",
-                f"{PRETRAINED_BACKBONE}, as the pretrained model is one, or choose other weights",
-            ),
+            (fits_pretrained, "backbone", f"{PRETRAINED_BACKBONE} for the weights agelib"),
             (32 <= self.crop_size <= 600, "crop_size", "from 32 to 600 pixels"),
             (32 <= (self.image_size or 32) <= 600, "image_size", "from 32 to 600 pixels"),
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
@@ -277,22 +251,16 @@ class Config:
 
     @classmethod
     def from_profile(cls, profile: str = "sample", **overrides: Any) -> "Config":
-        """Returns a profile's settings with some of them changed.
+        """Returns a profile's settings with some of them changed; None keeps the profile's value.
 
-        Args:
-            profile: "sample", "wiki", "imdb-wiki" or "own".
-            **overrides: Fields to change; None keeps the profile's value.
-
-        Raises:
-            AgelibError: If the profile or a field is unknown, or a value cannot work.
+        Raises AgelibError if the profile or a field is unknown, or a value cannot work.
         """
-        if profile not in PROFILES:
-            raise AgelibError(f"profile is {profile!r}, but must be one of {', '.join(PROFILES)}.")
         unknown = set(overrides) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise AgelibError(f"Unknown setting {', '.join(sorted(unknown))}.")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls(**{"profile": profile, "run": profile, **PROFILES[profile], **given})
+        preset = PROFILES.get(profile, {})  # the profile is checked with the other settings
+        return cls(**{"profile": profile, "run": profile, **preset, **given})
 
     @property
     def new_heads(self) -> bool:

@@ -20,9 +20,9 @@ from agelib.config import on_colab
 MOUNT_POINT = "/content/drive"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESTALE, errno.ENODEV}
+_DISCONNECTED = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ESTALE, errno.ENODEV}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_PASSING = {errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.EBUSY}
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.EBUSY}
 
 _LIMITS = (
     "Google limits how much may be read and written in a while, and copes badly with folders of "
@@ -37,14 +37,14 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in _FULL
 
 
-def is_lost(error: Exception) -> bool:
+def is_disconnected(error: Exception) -> bool:
     """Tells whether a connection is dead: only mounting again mends it."""
-    return getattr(error, "errno", None) in _LOST
+    return getattr(error, "errno", None) in _DISCONNECTED
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tells whether an error may pass by itself."""
-    return getattr(error, "errno", None) in _PASSING
+    return getattr(error, "errno", None) in _TRANSIENT
 
 
 def on_google(path: Path) -> bool:
@@ -54,28 +54,24 @@ def on_google(path: Path) -> bool:
 
 def retrying(
     work: Work,
-    may_pass: Callable[[Exception], bool] = may_pass,
+    is_transient: Callable[[Exception], bool] = is_transient,
     pauses: Sequence[float] = (2, 10),
     progress: Callable[[], int] = lambda: 0,
 ) -> Work:
-    """Makes a function try again, after a pause, where an error may pass.
+    """Makes a function try again after a pause, in seconds, where an OSError is transient.
 
-    Args:
-        work: The function.
-        may_pass: Whether an OSError of it may.
-        pauses: Seconds before each new try.
-        progress: How far the work has got; a try that got further is followed by the next at once,
-            and all pauses are allowed again.
+    `progress` tells how far the work has got: a try that got further is followed by the next at
+    once, and all pauses are allowed again.
     """
 
     @functools.wraps(work)
-    def trying(*arguments, **options):
+    def retried(*arguments, **options):
         reached, left = progress(), iter(pauses)
         while True:
             try:
                 return work(*arguments, **options)
             except OSError as error:
-                if not may_pass(error):
+                if not is_transient(error):
                     raise
                 if progress() > reached:
                     reached, left, pause = progress(), iter(pauses), 0
@@ -84,22 +80,18 @@ def retrying(
             if pause:
                 time.sleep(pause)
 
-    return trying
+    return retried
 
 
 def explain(error: OSError, failed: str, *places: Path, size: int = 0) -> AgelibError:
-    """Returns the sentence for an error of the system.
+    """Returns the sentence for an error of the system, which begins with what `failed`.
 
-    Args:
-        error: What the system says.
-        failed: What did not work, as the sentence begins.
-        places: What is read and written; the last is the one that may be full.
-        size: Bytes that are still to be written, if that is known.
+    `places` are read and written; the last is the one that may be full. `size` is the number of
+    bytes that are still to be written, if that is known.
     """
-    reason = error.strerror or first_line(error)
     return AgelibError(
-        f"{failed} ({reason}): {advice(error, *places, size=size)}, then run this again; "
-        "what is done already is kept."
+        f"{failed} ({first_line(error)}): {advice(error, *places, size=size)}, then run this "
+        "again; what is done already is kept."
     )
 
 
@@ -118,11 +110,7 @@ def reading(place: Path) -> AbstractContextManager[None]:
 
 
 def need_space(folder: Path, size: int) -> None:
-    """Makes a folder, and sure that `size` bytes fit into it before work starts.
-
-    Raises:
-        AgelibError: If they do not.
-    """
+    """Makes a folder; raises AgelibError unless `size` bytes fit into it."""
     with explained(f"{folder} cannot be written", folder, size=size):
         _check_space(folder, size)
 
@@ -135,18 +123,18 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def advice(error: OSError, *places: Path, size: int = 0) -> str:
-    """Returns what to do about an error of the system; the rest as for `explain`."""
+    """Returns what to do about an error of the system; places and size as for `explain`."""
     google = any(map(on_google, places))
     if is_full(error):
         return _make_room(places[-1], size)
-    if is_lost(error):
+    if is_disconnected(error):
         if google:
             return "the connection to Drive broke: run the cell with drive.mount(config) again"
         return f"the connection to {places[-1]} broke: restore it"
     if error.errno in _REFUSED:
         whose = "this Google account may" if google else "you may"
         return f"make sure that {whose} read and write there"
-    if may_pass(error):
+    if is_transient(error):
         return _LIMITS if google else "see whether the disk or its connection is at fault"
     return "make sure that the folder can be used and that there is space"
 

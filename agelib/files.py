@@ -7,23 +7,21 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from PIL import Image
 
 from agelib import AgelibError
-
-if TYPE_CHECKING:  # loading it would load TensorFlow
-    import pandas as pd
 
 _EXTENSIONS = Image.registered_extensions()  # which loads all of Pillow's decoders
 # Those that are asked for: for others Pillow starts programs (Ghostscript) or opens no photos.
 _PHOTOS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF")
 IMAGE_FORMATS = tuple(name for name in (*_PHOTOS, "HEIF") if name in Image.OPEN)
-# Phones write the last ones, which not every Pillow opens; passed over, nobody would miss them.
-IMAGE_SUFFIXES = (
-    *sorted(suffix for suffix, name in _EXTENSIONS.items() if name in IMAGE_FORMATS),
-    *(suffix for suffix in (".avif", ".heic", ".heif") if suffix not in _EXTENSIONS),
+# Phones write these, which not every Pillow opens; passed over, nobody would miss them.
+_PHONE_SUFFIXES = {".avif", ".heic", ".heif"}
+IMAGE_SUFFIXES = tuple(
+    sorted(_PHONE_SUFFIXES | {end for end, name in _EXTENSIONS.items() if name in IMAGE_FORMATS})
 )
 # OpenCV opens these by way of FFmpeg, which has no list of endings.
 VIDEO_SUFFIXES = (
@@ -42,9 +40,7 @@ def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
     """Returns the files below a folder, at any depth and sorted, without hidden ones.
 
     With `suffixes`, such as `IMAGE_SUFFIXES`, only files with one of these, or with its capitals.
-
-    Raises:
-        OSError: If a folder cannot be read, which `rglob` would take for an empty one.
+    Raises OSError if a folder cannot be read, which `rglob` would take for an empty one.
     """
 
     def refuse(error: OSError) -> None:
@@ -102,11 +98,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
-
-    Raises:
-        AgelibError: If the file is not JSON.
-    """
+    """Returns what a JSON file holds; raises AgelibError if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -124,7 +116,7 @@ def sha256(path: Path) -> str:
     return hash_file(path, "sha256")
 
 
-def write_csv(table: "pd.DataFrame", path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Writes a table for spreadsheets; a file's name in it may be bytes that are no text."""
     # Without its mark at the beginning, Excel takes UTF-8 for another encoding.
     table.to_csv(path, index=False, encoding="utf-8-sig", errors="surrogateescape")

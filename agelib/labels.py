@@ -14,14 +14,7 @@ MIN_AGE, MAX_AGE = AGE_BRANCHES[0][0], AGE_BRANCHES[-1][1]
 
 
 def age_branch(age: int | np.ndarray) -> np.ndarray:
-    """Returns the age branch, 0 to 4, or -1 outside 1 to 85.
-
-    Args:
-        age: Whole years, a number or an array of any shape.
-
-    Returns:
-        An int64 array of the same shape.
-    """
+    """Returns the age branch of whole years, 0 to 4, or -1 outside 1 to 85; int64, shaped alike."""
     age = np.asarray(age)
     branch = np.searchsorted([high for _, high in AGE_BRANCHES], age)
     return np.where((age >= MIN_AGE) & (age <= MAX_AGE), branch, -1)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.config import UNRELATED_TO_TRAINING, Config
-from agelib.datasets.tables import find
+from agelib.datasets.tables import find_dataset
 from agelib.evaluation.evaluate import estimate_splits, score_split
 from agelib.evaluation.tables import (
     compare_table,
@@ -152,7 +152,7 @@ def _runs_before(note: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _describe(name: str, config: Config) -> dict[str, Any]:
     """Returns what the card says of a data set."""
-    known, manifest = find(name), read_manifest(config.faces / name)
+    known, manifest = find_dataset(name), read_manifest(config.faces / name)
     left_out = {reason: n for reason, n in manifest["counts"].items() if reason != "kept"}
     return {
         "licence": known.licence,

@@ -17,8 +17,8 @@ from agelib import AgelibError, disk, plots, training
 from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
-from agelib.datasets.own_photos import copy_own, is_loose
-from agelib.datasets.tables import check_sources, find, images_folder
+from agelib.datasets.own_photos import copy_own, is_user_folder
+from agelib.datasets.tables import check_sources, find_dataset, images_folder
 from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
 from agelib.drive.sync import Backup, push_finished
@@ -87,7 +87,7 @@ def _pull_archive(name: str, config: Config) -> None:
 
 def _is_yours(name: str, config: Config) -> bool:
     """Tells whether a data set is a folder of the user's, and no archive."""
-    return name == "own" or is_loose(images_folder(name, config))
+    return name == "own" or is_user_folder(images_folder(name, config))
 
 
 def _your_images(name: str, config: Config) -> Path:
@@ -306,7 +306,7 @@ def run_on_drive(config: Config) -> Path:
 
 def archive_on_drive(name: str, config: Config) -> Path:
     """Returns where an archive lies on Drive, under whichever of its names it was pushed."""
-    folder, archive = _archives_on_drive(config), find(name).archive
+    folder, archive = _archives_on_drive(config), find_dataset(name).archive
     with disk.reading(folder):
         pushed = (path for path in archive.find_in(folder) if sync.holds(path))
         return next(pushed, folder / archive.file)

@@ -93,7 +93,7 @@ def test_run_does_all_steps_and_nothing_twice(
     config = dataclasses.replace(trained, data=tmp_path)
     for place in (
         "agelib.training.loop.build_model",
-        "agelib.faces.cropping.detector",
+        "agelib.faces.crop.detector",
         "agelib.evaluation.evaluate.estimate",
     ):
         monkeypatch.setattr(place, None)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import requests
 from conftest import write_zip
 
 from agelib import AgelibError, disk, steps
 from agelib.config import PROFILES, Config, checkpoint_path
 from agelib.datasets import download as downloading
-from agelib.datasets import tables
+from agelib.datasets import tables, transfer
 from agelib.drive import sync
-from agelib.faces import cleaning
+from agelib.faces import cleaning, shards
 from agelib.faces.shards import damaged_shards, read_manifest
 from agelib.files import sha256
 from agelib.model.saved import load_model
@@ -47,7 +48,7 @@ def no_work(monkeypatch):
     """Everything that takes time is forbidden."""
     monkeypatch.setattr(loop, "build_model", refuse)
     monkeypatch.setattr("agelib.evaluation.evaluate.estimate", refuse)
-    monkeypatch.setattr("agelib.faces.cropping.detector", refuse)
+    monkeypatch.setattr("agelib.faces.crop.detector", refuse)
 
 
 def interrupt(*arguments, **options):
@@ -93,7 +94,7 @@ def test_an_archive_is_kept_on_drive(machine):
 def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     steps.download("utkface", machine)
     new_machine_after(machine)
-    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
+    monkeypatch.setattr(transfer, "download", refuse)
     assert any(steps.download("utkface", machine).iterdir())
 
 
@@ -102,7 +103,7 @@ def uploaded(sample_config, tmp_path, monkeypatch):
     """Settings of a new machine with real data's profile, and a UTKFace uploaded by hand."""
     monkeypatch.setenv("AGELIB_DRIVE", str(tmp_path / "mine"))
     monkeypatch.delenv("AGELIB_MIRROR", raising=False)
-    monkeypatch.setattr(downloading, "_fetch_from_afar", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
     config = Config.from_profile("wiki", data=tmp_path)
     (config.drive / "archives").mkdir(parents=True)
     shutil.copy(Path(sample_config.mirror) / "UTKFace.tar.gz", config.drive / "archives")
@@ -111,7 +112,13 @@ def uploaded(sample_config, tmp_path, monkeypatch):
 
 def test_an_archive_that_the_user_uploaded_is_used_and_noted(uploaded, monkeypatch):
     remote = uploaded.drive / "archives" / "UTKFace.tar.gz"
-    monkeypatch.setattr(sync, "_copy", refuse)
+    copyfile = shutil.copyfile
+
+    def from_drive(source, target):
+        assert uploaded.raw in target.parents
+        return copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", from_drive)
     assert any(steps.download("utkface", uploaded).iterdir())
     assert sync.holds(remote)
     assert sha256(remote) == sha256(uploaded.raw / "UTKFace.tar.gz")
@@ -285,7 +292,7 @@ def test_images_come_back_from_the_archive_on_drive(machine):
 def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch):
     monkeypatch.setattr(cleaning, "UNIT_ROWS", 40)
     shutil.rmtree(cleaned.faces)
-    push, pushes, unit, made = sync.push, [], cleaning._clean_unit, []
+    push, pushes, write_shard, made = sync.push, [], shards.write_shard, []
 
     def cut_off_after_two(local, remote, only=None):
         result = push(local, remote, only=only)
@@ -294,11 +301,11 @@ def test_cleaning_goes_on_where_another_machine_was_cut_off(cleaned, monkeypatch
             raise KeyboardInterrupt
         return result
 
-    def counting(rows, images, folder, stem, origin, shared):
-        made.append(stem)
-        return unit(rows, images, folder, stem, origin, shared)
+    def counting(folder, name, jpegs, rows):
+        made.append(name)
+        return write_shard(folder, name, jpegs, rows)
 
-    monkeypatch.setattr(cleaning, "_clean_unit", counting)
+    monkeypatch.setattr(shards, "write_shard", counting)
     with monkeypatch.context() as patch:
         patch.setattr(sync, "push", cut_off_after_two)
         with pytest.raises(KeyboardInterrupt):
@@ -327,7 +334,7 @@ def test_shards_that_cannot_reach_drive_are_kept_and_pushed_later(cleaned, monke
             steps.clean("utkface", cleaned)
     assert capsys.readouterr().err.count("No need to stop") == 1
     assert damaged_shards(faces) == []
-    monkeypatch.setattr(cleaning, "_clean_unit", refuse)
+    monkeypatch.setattr(shards, "write_shard", refuse)
     steps.clean("utkface", cleaned)
     assert listing(remote) == listing(faces)
 

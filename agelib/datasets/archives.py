@@ -12,7 +12,7 @@ LABELS = "labels.csv"
 _ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 # What browsers, Windows (" - Copy"), macOS and Google Drive add to a copy's name, and Drive to a
 # folder's that it zips.
-_ADDED = re.compile(
+_COPY_MARKS = re.compile(
     r"^copy of | - (?:copy|copie|copia|cópia|kopia|kopie)\b| copy\b(?: \d+)?| ?\(\d+\)"
     r"|-\d{8}t\d{6}z(?:-\d+)+"
 )
@@ -20,23 +20,14 @@ _ADDED = re.compile(
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of a data set.
+    """An archive of a data set."""
 
-    Attributes:
-        file: Its name, and its name in a mirror: a tar file or a zip file.
-        folder: The folder that it unpacks to.
-        url: Its official home; None where a program cannot fetch it.
-        md5: Its checksum where one is known.
-        size: Bytes, roughly; None where nobody knows.
-        kaggle: The same images on Kaggle, as owner/name, if they are there.
-    """
-
-    file: str
-    folder: str
-    url: str | None = None
+    file: str  # its name at its home and in a mirror: a tar file or a zip file
+    folder: str  # what it unpacks to
+    url: str | None = None  # its official home; None where a program cannot fetch it
     md5: str | None = None
-    size: int | None = None
-    kaggle: str | None = None
+    size: int | None = None  # bytes, roughly
+    kaggle: str | None = None  # the same images on Kaggle, as owner/name
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +55,7 @@ class Archive:
 
 
 def _plain_name(path: Path) -> str:
-    return _ADDED.sub("", path.name.lower())
+    return _COPY_MARKS.sub("", path.name.lower())
 
 
 def metadata_path(path: Path) -> Path:

@@ -22,14 +22,9 @@ def describe_costs() -> pd.DataFrame:
 
 
 def slow_training(config: Config, faces: int) -> str:
-    """Says how long training takes on two processor cores, and what to do instead.
+    """Returns how long training takes on two processor cores, and what to do instead.
 
-    Args:
-        config: Gives backbone, image size and epochs.
-        faces: Train faces.
-
-    Returns:
-        A sentence or two; "" if it takes less than half an hour.
+    It is "" for less than half an hour. `faces` is the number of train faces.
     """
     backbone = BACKBONES[config.backbone]
     work = backbone.multiply_adds * (config.resolved.image_size / backbone.size) ** 2

@@ -3,20 +3,18 @@
 One comes from a folder where the user put it, from a mirror, from its home, or from Kaggle.
 """
 
-import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from agelib import AgelibError, files
+from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
-from agelib.datasets.tables import DATASETS, DataSet, find
-from agelib.datasets.unpack import Checksum
-from agelib.disk import explain, is_full, need_space
-from agelib.files import atomic
+from agelib.datasets.tables import DATASETS, DataSet, find_dataset
+from agelib.disk import explain, explained, is_full
+from agelib.files import read_json, write_json
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
 
@@ -31,21 +29,18 @@ def fetch(name: str, config: Config) -> Path:
     readable from end to end; later calls look only at its size. What the user put into `data/raw`
     or into `archives` on Drive comes first, as the official file or as another zip or tar file
     of the same images; then a mirror (`AGELIB_MIRROR`), then the official home, then Kaggle; the
-    sample has only its own mirror. An archive that has changed since it was verified is fetched
-    anew, unless it can only be put there by hand.
-
-    Raises:
-        AgelibError: If it cannot be had, or is not what it should be.
+    sample has only its own mirror. One that has changed since it was verified is fetched anew,
+    unless it can only be put there by hand. Raises AgelibError if none can be had.
     """
-    found, mirror = find(name), config.mirror and config.mirror.rstrip("/")
-    archive, lacking = found.archive, ""
+    dataset = find_dataset(name)
+    archive, lacking = dataset.archive, ""
     if verified := _verified(archive, config):
         return verified
-    sample = _is_sample(archive, config)
-    if found.home and not sample:
-        print(f"{archive.file}: {found.licence} ({found.home})", file=sys.stderr)
+    mirror, sample = config.mirror and config.mirror.rstrip("/"), _is_sample(archive, config)
+    if dataset.home and not sample:
+        print(f"{archive.file}: {dataset.licence} ({dataset.home})", file=sys.stderr)
     try:
-        if mirror and not sample and not _holds(mirror, archive.file):
+        if mirror and not sample and not transfer.exists(f"{mirror}/{archive.file}"):
             lacking, mirror = f" is not in {mirror} and", None
         check = partial(unpack.verify, archive=archive, checksum=_checksum(archive, mirror))
         path = _take_from_folders(archive, config, check)
@@ -53,30 +48,47 @@ def fetch(name: str, config: Config) -> Path:
             raise _not_there(name, config)
         if path is None and lacking:
             print(f"{archive.file}{lacking} comes from {_home(archive)}.", file=sys.stderr)
-        path = path or _fetch_from_afar(archive, config.raw / archive.file, mirror, check)
+        path = path or _fetch_remote(archive, config.raw / archive.file, mirror, check)
     except (OSError, ValueError) as error:
         if is_full(error):
             raise explain(error, f"{archive.file} could not be stored", config.raw) from error
         raise AgelibError(
             f"{archive.file}{lacking} could not be fetched from {mirror or _home(archive)} "
-            f"({transfer.reason(error)}): {_ways_round(found, config)}"
+            f"({transfer.reason(error)}): {_alternatives(dataset, config)}"
         ) from error
     write_metadata(path)
     return path
 
 
 def extract(name: str, config: Config) -> Path:
-    """Unpacks an archive in `data/raw`, once, and returns the folder with the images.
+    """Unpacks a data set's archive, once, and returns the folder with the images.
 
-    Raises:
-        AgelibError: If the archive is missing, damaged or unsafe.
+    Without the archive its folder will do. Raises AgelibError if both are missing, the archive is
+    damaged or unsafe, or the disk is full.
     """
-    archive = find(name).archive
-    source = _verified(archive, config) or config.raw / archive.file
-    return unpack.unpack_once(source, archive, config.raw / archive.folder)
+    archive = find_dataset(name).archive
+    source, target = _verified(archive, config), config.raw / archive.folder
+    source = source or config.raw / archive.file
+    if not source.exists():
+        if target.is_dir():
+            return target
+        raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
+    origin, unpacked = read_metadata(source) or write_metadata(source), metadata_path(target)
+    if target.is_dir() and unpacked.exists() and read_json(unpacked) == origin:
+        return target
+    try:
+        with explained(f"{source} could not be unpacked", source, target.parent):
+            unpack.unpack(source, archive, target)
+    except ValueError as error:
+        metadata_path(source).unlink()  # whoever mends the archive wants it verified anew
+        raise AgelibError(
+            f"{source} cannot be unpacked ({error}): delete it and run the download step again."
+        ) from error
+    write_json(unpacked, origin)
+    return target
 
 
-def find_sha256(file: str, sums: str) -> Checksum:
+def find_sha256(file: str, sums: str) -> unpack.Checksum:
     """Returns a file's checksum if it is among the lines that `sha256sum` wrote."""
     for line in sums.splitlines():
         digest, _, name = line.strip().partition(" ")
@@ -102,29 +114,32 @@ def _home(archive: Archive) -> str:
     return (archive.url or "").partition("?")[0]
 
 
+def _kaggle_page(archive: Archive) -> str:
+    return f"https://www.kaggle.com/datasets/{archive.kaggle}"
+
+
 def _folders(config: Config) -> list[Path]:
     """Returns where the user may put an archive by hand."""
     return [config.raw, config.drive / "archives"]
 
 
 def _not_there(name: str, config: Config) -> AgelibError:
-    """Returns the error for a data set that nobody has put there, and no program can fetch."""
-    archive, home = find(name).archive, find(name).home
-    places = " or ".join(str(folder) for folder in _folders(config))
-    fetched = [name for name, found in DATASETS.items() if found.archive.url]
+    archive, home = find_dataset(name).archive, find_dataset(name).home
+    fetched = [name for name, dataset in DATASETS.items() if dataset.archive.url]
     return AgelibError(
-        f"There are no images of {name}: put {archive.file} into {places}, or a folder "
-        f"{config.raw / archive.folder}, either with a {LABELS}"
-        f"{f' ({home}; data/README.md says how)' if home else ''}. Only {', '.join(fetched)} are "
-        "downloaded."
+        f"There are no images of {name}: put {archive.file} into "
+        f"{' or '.join(map(str, _folders(config)))}, or a folder {config.raw / archive.folder}, "
+        f"either with a {LABELS}{f' ({home}; data/README.md says how)' if home else ''}. Only "
+        f"{', '.join(fetched)} are downloaded."
     )
 
 
-def _ways_round(found: DataSet, config: Config) -> str:
-    archive = found.archive
+def _alternatives(dataset: DataSet, config: Config) -> str:
+    """Says how else to get an archive that could not be fetched."""
+    archive = dataset.archive
     if config.profile == "sample":
         return f"delete {config.mirror} and run the download step again."
-    pages = [found.home, *([_kaggle_page(archive)] if archive.kaggle else [])]
+    pages = [dataset.home, *([_kaggle_page(archive)] if archive.kaggle else [])]
     raw, drive = _folders(config)
     mirror = f"name a folder or an address that has {archive.file} in AGELIB_MIRROR"
     if config.mirror:
@@ -144,14 +159,19 @@ def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path 
     """Returns the archive that the user put into a folder, copied to `data/raw` from another one.
 
     A copy of the official file must have its checksum, where one is known; any other file must be
-    readable from end to end. What cannot be used is named on standard error and passed over.
-
-    Raises:
-        AgelibError: If what the user put in the archive's place is not the archive.
+    readable from end to end. What cannot be used is named on standard error and passed over, but
+    for a wrong file in the archive's own place, which is an AgelibError.
     """
     official = config.raw / archive.file
     if official.exists() and not (archive.url and metadata_path(official).exists()):
-        return _check_given(official, check)
+        try:
+            check(official)
+        except (OSError, ValueError) as error:
+            raise AgelibError(
+                f"{official} is not the right archive ({error}): complete it, or delete it, and "
+                "run the download step again."
+            ) from error
+        return official
     if _is_sample(archive, config):
         return None
     for path in [path for folder in _folders(config) for path in archive.find_in(folder)]:
@@ -164,7 +184,7 @@ def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path 
             if path == target:
                 verify(path)
             else:
-                _copy(path, target, verify)
+                transfer.download(str(path), target, verify)
         except (OSError, ValueError) as error:
             if is_full(error):
                 raise
@@ -175,32 +195,11 @@ def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path 
     return None
 
 
-def _check_given(source: Path, check: _Check) -> Path:
+def _fetch_remote(archive: Archive, target: Path, mirror: str | None, check: _Check) -> Path:
+    """Fetches an archive from a mirror or from its home, or else from Kaggle."""
     try:
-        check(source)
-    except (OSError, ValueError) as error:
-        raise AgelibError(
-            f"{source} is not the right archive ({error}): complete it, or delete it, and run the "
-            "download step again."
-        ) from error
-    return source
-
-
-def _copy(source: Path, target: Path, check: _Check) -> Path:
-    need_space(target.parent, source.stat().st_size)
-    files.remove_partials(target)
-    with atomic(target) as copy:
-        shutil.copyfile(source, copy)
-        check(copy)
-    return target
-
-
-def _fetch_from_afar(archive: Archive, target: Path, mirror: str | None, check: _Check) -> Path:
-    if mirror and "://" not in mirror:
-        return _copy(Path(mirror) / archive.file, target, check)
-    try:
-        url = f"{mirror}/{archive.file}" if mirror else archive.url
-        return transfer.download(url, target, check)
+        address = f"{mirror}/{archive.file}" if mirror else archive.url
+        return transfer.download(address, target, check)
     except (OSError, ValueError) as error:
         if mirror or not archive.kaggle or is_full(error):
             raise
@@ -212,34 +211,16 @@ def _fetch_from_afar(archive: Archive, target: Path, mirror: str | None, check: 
     )
     try:  # a public data set takes no account
         zip_file = target.with_name(f"{Path(archive.kaggle).name}.zip")
-        return transfer.download(
-            f"{_KAGGLE}/{archive.kaggle}", zip_file, partial(check, checksum=None)
-        )
+        check = partial(check, checksum=None)
+        return transfer.download(f"{_KAGGLE}/{archive.kaggle}", zip_file, check)
     except (OSError, ValueError) as error:
         if is_full(error):
             raise
         raise OSError(f"{why}; from Kaggle: {transfer.reason(error)}") from error
 
 
-def _kaggle_page(archive: Archive) -> str:
-    return f"https://www.kaggle.com/datasets/{archive.kaggle}"
-
-
-def _holds(mirror: str, file: str) -> bool:
-    if "://" in mirror:
-        return transfer.holds(f"{mirror}/{file}")
-    if not Path(mirror).is_dir():
-        raise FileNotFoundError(f"{mirror} does not exist")
-    return (Path(mirror) / file).exists()
-
-
-def _checksum(archive: Archive, mirror: str | None) -> Checksum:
+def _checksum(archive: Archive, mirror: str | None) -> unpack.Checksum:
     """Returns the mirror's checksum, whose archives may be others, or else the official one."""
     if mirror is None:
         return archive.md5 and ("md5", archive.md5)
-    if "://" in mirror:
-        text = transfer.read_text(f"{mirror}/SHA256SUMS")
-    else:
-        path = Path(mirror) / "SHA256SUMS"
-        text = path.read_text() if path.exists() else ""
-    return find_sha256(archive.file, text)
+    return find_sha256(archive.file, transfer.read_text(f"{mirror}/SHA256SUMS"))

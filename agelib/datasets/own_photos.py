@@ -1,6 +1,7 @@
 """A folder of images, and a CSV file that says who is on them: your own photos, for example."""
 
 import io
+import os
 import posixpath
 import re
 import shutil
@@ -19,12 +20,6 @@ from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
 
 _NEEDED = ("path", "age", "gender")
 _OPTIONAL = ("person", "race", "split")
-_SPLITS = {
-    "": "",
-    "train": "train",
-    "test": "test",
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-}
 _MOST_RACES = 100
 _SEPARATORS = ",;\t|"
 # 3-9, 60+, more than 70
@@ -39,7 +34,7 @@ _GENDER_WORDS = {
 
 
 def read_labelled(folder: Path) -> pd.DataFrame:
-    """Reads the labels of a folder of images, at any depth, from its `labels.csv`.
+    """Returns the labels of a folder of images, at any depth, from its `labels.csv`.
 
     The file needs the columns `path` or `file` (relative to the folder), `age` (years, or a range
     of them: 3-9, 60+, more than 70) and `gender` (0 or male, 1 or female, and the like); with
@@ -47,32 +42,39 @@ def read_labelled(folder: Path) -> pd.DataFrame:
     that all of them get into one split; without it every image counts as a person. `race` may name
     groups to score one by one, and `split` the set's official train, val and test images.
 
-    Returns:
-        One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; where there
-        are ranges `age` and `age_high` are their ends, as far as they lie in 1 to 85; `race` is the
-        file's own word for it, `split` "train", "val", "test" or "" where the file names none.
-        `reject` may be "outside" (of the folder), "missing", "duplicate" (named before), "age",
-        "gender", or "unlabelled" (an image that the file does not name).
+    One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; where there are
+    ranges `age` and `age_high` are their ends, as far as they lie in 1 to 85; `race` is the file's
+    own word for it, `split` "train", "val", "test" or "" where the file names none. `reject` may
+    be "outside" (of the folder), "missing", "duplicate" (named before), "age", "gender", or
+    "unlabelled" (an image that the file does not name).
 
-    Raises:
-        AgelibError: If the folder or the file is missing, or no table with those columns, or it
-            leaves doubt about who is male.
+    Raises AgelibError if the folder or the file is missing, or no table with those columns, or it
+    leaves doubt about who is male.
     """
     folder = Path(folder)
     source = folder / LABELS
-    labels, images = _read_labels(source), _images_in(folder)
-    paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).map(_composed)
+    labels = _read_labels(source)
+    with reading(folder):
+        found = retrying(find_files)(folder, IMAGE_SUFFIXES)
+    names = [path.relative_to(folder).as_posix() for path in found]
+    # Macs write letters with accents as two characters in file names.
+    images = {unicodedata.normalize("NFC", name): name for name in names}
+    paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).str.normalize("NFC")
+    unlabelled = sorted(images.keys() - set(paths))
+    paths = pd.Series([*paths, *unlabelled], dtype=object)
+    labels = labels.reindex(paths.index, fill_value="")
     age, age_high = _read_ages(labels["age"])
     gender = _read_genders(labels["gender"], source)
     person = labels["person"].str.casefold().str.split().str.join(" ")
     reasons = {
+        "unlabelled": paths.isin(unlabelled),
         "outside": paths.str.match(r"\.\./|/|[A-Za-z]:"),
-        "missing": [path not in images and not _is_file(folder / path) for path in paths],
+        "missing": [path not in images and not os.path.isfile(folder / path) for path in paths],
         "duplicate": paths.duplicated(),
         "age": ~((age >= MIN_AGE) & (age <= age_high) & (age_high <= MAX_AGE)),
         "gender": gender.isna(),
     }
-    columns = {
+    table = {
         # As the disk spells it, or as the file does where the disk has no such image.
         "path": [images.get(path, path) for path in paths],
         "age": age.astype("Int64"),
@@ -83,16 +85,7 @@ def read_labelled(folder: Path) -> pd.DataFrame:
         "split": _official_splits(labels["split"], source),
         "reject": np.select(list(reasons.values()), list(reasons), ""),
     }
-    return _with_unlabelled(pd.DataFrame(columns), images.keys() - set(paths), images)
-
-
-def _with_unlabelled(
-    table: pd.DataFrame, unlabelled: set[str], images: dict[str, str]
-) -> pd.DataFrame:
-    names = sorted(images[path] for path in unlabelled)
-    rest = pd.DataFrame({"path": names, "person": names, "split": "", "reject": "unlabelled"})
-    rest = rest.reindex(columns=table.columns).astype(table.dtypes)
-    return pd.concat([table, rest], ignore_index=True)
+    return pd.DataFrame(table)
 
 
 def _read_ages(words: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -128,16 +121,17 @@ def _read_genders(words: pd.Series, path: Path) -> pd.Series:
 
 
 def _official_splits(words: pd.Series, path: Path) -> pd.Series:
-    splits = words.str.casefold().map(_SPLITS)
-    if splits.isna().any():
+    splits = words.str.casefold().replace({"valid": "val", "validation": "val"})
+    unknown = words[~splits.isin(["", "train", "val", "test"])]
+    if len(unknown):
         raise AgelibError(
-            f"{path} has {words[splits.isna()].iloc[0]!r} in its column split: write train, val or "
-            "test, or leave the column out, and images are split by person."
+            f"{path} has {unknown.iloc[0]!r} in its column split: write train, val or test, or "
+            "leave the column out, and images are split by person."
         )
     return splits
 
 
-def is_loose(folder: Path) -> bool:
+def is_user_folder(folder: Path) -> bool:
     """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
     return (folder / LABELS).exists() and not metadata_path(folder).exists()
 
@@ -145,8 +139,7 @@ def is_loose(folder: Path) -> bool:
 def copy_own(source: Path, target: Path) -> None:
     """Copies a folder of photos, leaving out what is there already and removing what is gone.
 
-    Raises:
-        AgelibError: If the folder cannot be read, or there is no space.
+    Raises AgelibError if the folder cannot be read, or there is no space.
     """
     copy = retrying(shutil.copy2)
     with explained(f"{source} could not be copied to {target}", source, target):
@@ -161,26 +154,6 @@ def copy_own(source: Path, target: Path) -> None:
         for path in find_files(target):
             if path.relative_to(target) not in there:
                 path.unlink()
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # its name is too long, for example
-        return False
-
-
-def _composed(text: str) -> str:
-    """Returns letters with their accents as one character; Macs write them as two in file names."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _images_in(folder: Path) -> dict[str, str]:
-    """Returns composed path -> path, relative to the folder, of each image that is not hidden."""
-    with reading(folder):
-        paths = retrying(find_files)(folder, IMAGE_SUFFIXES)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return {_composed(name): name for name in names}
 
 
 def _read_labels(path: Path) -> pd.DataFrame:

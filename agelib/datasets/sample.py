@@ -86,10 +86,9 @@ def utkface_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 
 
 def make_archives(folder: Path) -> list[Path]:
-    """Writes `wiki_crop.tar`, `UTKFace.tar.gz` and `SHA256SUMS`: a mirror of the official homes.
+    """Makes a mirror of the official homes, and returns the paths of its two archives.
 
-    The bytes are the same every time; files that are already there stay as they are. Returns the
-    archives' paths.
+    The bytes are the same every time; files that are already there stay as they are.
     """
     contents = {
         Path(folder) / "wiki_crop.tar": _wiki_files(np.random.default_rng(SEED)),
@@ -143,37 +142,27 @@ def _wiki_files(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     for i, row in enumerate(rows):
         # Born in March or October: on both sides of the half-year rule.
         month = 3 if i % 2 else 10
-        birth_year = 2010 - row.age - (month >= 7)
-        births.append((birth_year, month, 1))
-        paths.append(f"{i % 100:02d}/{1000 + i}_{birth_year}-{month:02d}-01_2010.jpg")
+        year = 2010 - row.age - (month >= 7)
+        # MATLAB's day number, or 0 for a year before the first, as impossible ages give.
+        births.append(datetime.date(year, month, 1).toordinal() + 366 if year >= 1 else 0)
+        paths.append(f"{i % 100:02d}/{1000 + i}_{year}-{month:02d}-01_2010.jpg")
         if row.image is not None:
             yield paths[-1], row.image
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {"wiki": _wiki_mat(rows, paths, births)})
-    # The first 116 bytes of the file are a comment, in which scipy notes the time.
-    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
-    yield "wiki.mat", comment + buffer.getvalue()[116:]
-
-
-def _wiki_mat(rows: list[WikiRow], paths: list[str], births: list[tuple]) -> dict:
-    """Returns what the official `wiki.mat` holds: one struct of row vectors."""
-    location = np.array([1.0, 1.0, 200.0, 200.0])
-    return {
-        "dob": np.array([[_matlab_day(*birth) for birth in births]], np.int32),
+    wiki_mat = {  # one struct of row vectors
+        "dob": np.array([births], np.int32),
         "photo_taken": np.full((1, len(rows)), 2010, np.uint16),
         "full_path": _cells(paths),
-        # The official code: 1 is male.
-        "gender": np.array([[1.0 - row.gender for row in rows]]),
+        "gender": np.array([[1.0 - row.gender for row in rows]]),  # the official 1 is male
         "name": _cells([f"Person {i}" for i in range(len(rows))]),
-        "face_location": _cells([location] * len(rows)),
+        "face_location": _cells([np.array([1.0, 1.0, 200.0, 200.0])] * len(rows)),
         "face_score": np.array([[row.face_score for row in rows]]),
         "second_face_score": np.array([[row.second_face_score for row in rows]]),
     }
-
-
-def _matlab_day(year: int, month: int, day: int) -> int:
-    """Returns MATLAB's day number, or 0 for a year before the first, as impossible ages give."""
-    return datetime.date(year, month, day).toordinal() + 366 if year >= 1 else 0
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"wiki": wiki_mat})
+    # The first 116 bytes of the file are a comment, in which scipy notes the time.
+    comment = b"MATLAB 5.0 MAT-file, made by agelib".ljust(116)
+    yield "wiki.mat", comment + buffer.getvalue()[116:]
 
 
 def _cells(values: list) -> np.ndarray:

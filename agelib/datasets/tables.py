@@ -30,10 +30,12 @@ _UTKFACE_NAME = r"^(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?\Z
 _COLUMNS = ("full_path", "photo_taken", "dob", "gender", "name", "face_score", "second_face_score")
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
-# What to write in labels.csv instead, by the reason for which most images are of no use.
-_MENDING = {
+# What to do, by the reason for which most images are of no use.
+_FIXES = {
+    "name": f"name them age_gender_race_date.jpg, or write a {LABELS}",
     "outside": f"write paths relative to the folder into its {LABELS}",
     "missing": f"write the images' names into its {LABELS} as the folder has them, with endings",
+    "duplicate": f"name each image once in its {LABELS}",
     "age": f"write ages in years, or ranges such as 30-39, into its {LABELS}",
     "gender": f"write male or female for each into its {LABELS}",
     "unlabelled": f"name them in its {LABELS}",
@@ -60,31 +62,23 @@ def person_hash(person: str) -> int:
 
 
 def split_by_person(
-    persons: Iterable[str], val_fraction: float, test_fraction: float = 0.0
+    persons: np.ndarray, val_fraction: float, test_fraction: float = 0.0
 ) -> np.ndarray:
-    """Assigns persons to "train", "val" or "test" only by their hash, whatever else is in a set."""
-    hashes = np.array([person_hash(person) for person in persons], np.uint64)
-    return split_by_hash(hashes, val_fraction, test_fraction)
+    """Assigns persons to "train", "val" or "test", whatever else is in a set.
 
-
-def split_by_hash(
-    hashes: np.ndarray, val_fraction: float, test_fraction: float = 0.0
-) -> np.ndarray:
-    """Does what `split_by_person` does with what `person_hash` returns, uint64 of shape (n,)."""
-    shares = hashes / 2.0**64
+    `persons` has what `person_hash` returns, uint64 of shape (n,).
+    """
+    shares = persons / 2.0**64
     held_out = np.where(shares < val_fraction, "val", "test")
     return np.where(shares < val_fraction + test_fraction, held_out, "train")
 
 
 def read_imdb_wiki(folder: Path, name: str) -> pd.DataFrame:
-    """Reads the metadata of "wiki" or "imdb" from the .mat file in its folder.
+    """Returns the metadata of "wiki" or "imdb", from the .mat file in its folder.
 
-    Returns:
-        One row for each image that the file names: `path`, `age`, `gender`, `person`, `race`
-        (missing here) and `reject`: "" or the first reason that applies.
-
-    Raises:
-        AgelibError: If the .mat file is not there or cannot be read.
+    One row for each image that the file names: `path`, `age`, `gender`, `person`, `race` (missing
+    here) and `reject`: "" or the first reason that applies. Raises AgelibError if the file is
+    missing or cannot be read.
     """
     columns = _read_mat(Path(folder) / f"{name}.mat", name)
     paths = columns["full_path"].astype(str)
@@ -120,7 +114,7 @@ def _read_mat(path: Path, name: str) -> dict[str, np.ndarray]:
 
 def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[str]:
     """Identifies people by name and day of birth, which WIKI and IMDB share, or by their id."""
-    words = [name.casefold().split() if isinstance(name, str) else [] for name in names]
+    words = (name.casefold().split() if isinstance(name, str) else [] for name in names)
     return [
         f"{' '.join(name)} {int(birth)}" if name else Path(path).name.split("_")[0]
         for name, birth, path in zip(words, births, paths, strict=True)
@@ -128,16 +122,11 @@ def _persons(names: np.ndarray, births: np.ndarray, paths: np.ndarray) -> list[s
 
 
 def read_utkface(folder: Path) -> pd.DataFrame:
-    """Reads the labels that UTKFace keeps in its file names, from a folder of any depth.
+    """Returns the labels that UTKFace keeps in its file names, from a folder of any depth.
 
-    A name that lacks a label is rejected: nobody can tell which. Of copies the first counts.
-
-    Returns:
-        One row for each file, columns as in `read_imdb_wiki`; `person` is the file name. `reject`
-        may be "name", "age" or "duplicate".
-
-    Raises:
-        AgelibError: If the folder does not exist or holds no file.
+    One row for each file, columns as in `read_imdb_wiki`; `person` is the file name. `reject` may
+    be "name" (a label is missing, and nobody can tell which), "age" or "duplicate" (of copies the
+    first counts). Raises AgelibError if the folder does not exist or holds no file.
     """
     folder = Path(folder)
     paths = find_files(folder) if folder.is_dir() else []
@@ -170,9 +159,8 @@ def count_reasons(table: pd.DataFrame) -> pd.Series:
 def kept_by_group(table: pd.DataFrame, rejected: Iterable[str]) -> pd.DataFrame:
     """Counts a table's images before and after cleaning, by age branch and by gender.
 
-    Returns:
-        For each branch (a range counts by its middle year) and gender the images that passed the
-        metadata rules (`usable`), those whose paths are not `rejected` (`kept`), and the `share`.
+    `usable` are those that passed the metadata rules, `kept` those whose paths are not `rejected`.
+    A range counts by its middle year.
     """
     usable = table[table["reject"] == ""]
     kept = ~usable["path"].isin(set(rejected))
@@ -190,24 +178,16 @@ def kept_by_group(table: pd.DataFrame, rejected: Iterable[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set.
-
-    Attributes:
-        archive: What its images come in.
-        licence: What its authors allow.
-        home: The page to read, and to download from by hand.
-        reader: Takes the folder that the archive unpacks to, and returns its table; with
-            `age_high` where ages are ranges, and `split` where its labels come from a `labels.csv`.
-        sampling_weight: How often training shows its faces, relative to those of a set whose labels
-            were checked.
-        same_people: The data sets that show people of this one under the same identities.
-    """
+    """What is known of a data set."""
 
     archive: Archive
     licence: str = "yours"
-    home: str = ""
+    home: str = ""  # the page to read, and to download from by hand
+    # Takes the folder that the archive unpacks to, and returns its table; with `age_high` where
+    # ages are ranges, and `split` where its labels come from a `labels.csv`.
     reader: Callable[[Path], pd.DataFrame] = read_labelled
-    same_people: tuple[str, ...] = ()
+    same_people: tuple[str, ...] = ()  # data sets with people of this one, under the same names
+    # How often training shows its faces, relative to those of a set whose labels were checked.
     sampling_weight: float = 1.0
 
 
@@ -259,30 +239,32 @@ DATASETS = {
 }
 
 
-def find(name: str) -> DataSet:
+def find_dataset(name: str) -> DataSet:
     """Returns what is known of a data set: of one without an entry, what follows from its name."""
     return DATASETS.get(name) or _labelled(name)
 
 
 def describe(names: Sequence[str]) -> pd.DataFrame:
     """Returns what a user should know of some data sets: file, size, licence and home."""
-    rows = {}
-    for name in names:
-        found = find(name)
-        size = (found.archive.size or np.nan) / 1e9
-        rows[name] = [found.archive.file, size, found.licence, found.home]
-    table = pd.DataFrame(rows, ["file", "GB", "licence", "home"]).T.infer_objects()
-    return table.rename_axis("data set").round(1)
+    rows = [
+        {
+            "file": dataset.archive.file,
+            "GB": (dataset.archive.size or np.nan) / 1e9,
+            "licence": dataset.licence,
+            "home": dataset.home,
+        }
+        for dataset in map(find_dataset, names)
+    ]
+    return pd.DataFrame(rows, pd.Index(names, name="data set")).round(1)
 
 
 def images_folder(name: str, config: Config) -> Path:
     """Returns the folder with a data set's images; photos on Google Drive have a copy here.
 
-    Raises:
-        AgelibError: If it is `own`, and the settings name none.
+    Raises AgelibError if it is `own`, and the settings name none.
     """
     if name != "own":
-        return config.raw / find(name).archive.folder
+        return config.raw / find_dataset(name).archive.folder
     if config.own is None and config.profile == "sample":
         return config.folder / "own"
     if config.own is None:
@@ -296,25 +278,22 @@ def images_folder(name: str, config: Config) -> Path:
 def read_table(name: str, config: Config) -> pd.DataFrame:
     """Returns a data set's table with its rows assigned to splits.
 
-    Returns:
-        What its reader returns, with `split` "train", "val" or "test", and `official` where the
-        set's own labels say so, "" where the person decides. Of a set that is only tested on, the
-        official test images count or, without any, those for validation; the others are rejected
-        as "not_test".
-
-    Raises:
-        AgelibError: If the images or their metadata are not there, or no image is of use.
+    It is what the reader returns, with `split` "train", "val" or "test", and `official` where the
+    set's own labels say so, "" where the person decides. Of a set that is only tested on, the
+    official test images count or, without any, those for validation; the others are rejected as
+    "not_test". Raises AgelibError if the images or their metadata are missing, or none is of use.
     """
     check_sources(config)
     folder = images_folder(name, config)
-    table = find(name).reader(folder)
+    table = find_dataset(name).reader(folder)
     _need_usable(table, folder)
     if name not in config.train_sources:
         return _all_test(table)
     official = table.get("split", pd.Series("", table.index))
     named = set(official[table["reject"] == ""])
-    shares = held_out(name, config, named)
-    split = pd.Series(split_by_person(table["person"], *shares), table.index)
+    shares = held_out_shares(name, config, named)
+    persons = table["person"].map(person_hash).to_numpy(np.uint64)
+    split = pd.Series(split_by_person(persons, *shares), table.index)
     split = split.mask(official.isin(["val", "test"]), official)
     if "split" in table:  # labels of anybody's
         _need_all_splits(table, split, ["train", "val", *(["test"] if shares[1] else [])])
@@ -324,16 +303,10 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
 def read_folder(folder: Path) -> pd.DataFrame:
     """Returns the table of a folder with `labels.csv` or with UTKFace's names, as a set to test on.
 
-    Raises:
-        AgelibError: If no image is of use.
+    Raises AgelibError if no image is of use.
     """
     labelled = (folder / LABELS).exists()
     table = read_labelled(folder) if labelled else read_utkface(folder)
-    if not labelled and not (table["reject"] == "").any():
-        raise AgelibError(
-            f"{folder} holds no image named age_gender_race_date.jpg, and no {LABELS} that says "
-            "what its images show."
-        )
     _need_usable(table, folder)
     return _all_test(table)
 
@@ -349,25 +322,21 @@ def _all_test(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_sources(config: Config) -> None:
-    """Makes sure that nobody who is trained on in one set is tested on in another.
-
-    Raises:
-        AgelibError: If somebody would be.
-    """
+    """Raises AgelibError if somebody would be trained on in one set and tested on in another."""
     for tested in set(config.test_sources) - set(config.train_sources):
-        for trained in set(config.train_sources) & set(find(tested).same_people):
+        for trained in set(config.train_sources) & set(find_dataset(tested).same_people):
             raise AgelibError(
                 f"test_sources has {tested}, which shows the same people as {trained}: train on "
                 f"{tested} too (--train-sources), or test on another set."
             )
 
 
-def held_out(name: str, config: Config, official: set[str]) -> tuple[float, float]:
+def held_out_shares(name: str, config: Config, official: set[str]) -> tuple[float, float]:
     """Returns the shares of a set's people for validation and test, 0 for an official split."""
     if name not in config.train_sources:
         return 0.0, 1.0
     tested = set(config.test_sources) & set(config.train_sources)
-    shared = tested & {name, *find(name).same_people}
+    shared = tested & {name, *find_dataset(name).same_people}
     val = 0.0 if "val" in official else config.val_fraction
     return val, config.val_fraction if shared and "test" not in official else 0.0
 
@@ -378,12 +347,13 @@ def _need_usable(table: pd.DataFrame, folder: Path) -> None:
     if "" in counts or table.empty:
         return
     counts = counts.drop("unlabelled", errors="ignore") if len(counts) > 1 else counts
-    first = table.loc[table["reject"] == counts.index[0], "path"].iloc[0]
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    mending = _MENDING[counts.index[0]] if "split" in table else "extract the archive again"
+    reasons = ", ".join(f"{count:,} {each}" for each, count in counts.items())
+    reason = counts.index[0]
+    fix = _FIXES[reason] if "split" in table or reason == "name" else "extract the archive again"
+    first = table.loc[table["reject"] == reason, "path"].iloc[0]
     raise AgelibError(
         f"None of the {counts.sum():,} images in {folder} can be used ({reasons}, {first} for "
-        f"one): {mending}."
+        f"one): {fix}."
     )
 
 

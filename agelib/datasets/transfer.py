@@ -1,8 +1,10 @@
-"""Files from the web, which go on where a bad line broke off."""
+"""Files from the web or a folder; a download goes on where a bad line broke off."""
 
+import functools
 import html
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,26 +15,40 @@ from tqdm import tqdm
 
 from agelib.datasets.archives import metadata_path
 from agelib.disk import need_space, retrying
-from agelib.files import read_json, write_json
+from agelib.files import atomic, read_json, remove_partials, write_json
 
 _PAUSES = (1, 2, 4, 8)  # seconds, while nothing more arrives
 _BLOCK = 1 << 16
 
 
-def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
-    """Downloads a file; what has arrived lies beside it as `.part`, where the next try goes on.
+def _is_transient(error: Exception) -> bool:
+    if not isinstance(error, requests.RequestException):
+        return False
+    if error.response is None:
+        return not isinstance(error, ValueError)  # an address that makes no sense
+    status = error.response.status_code
+    return status >= 500 or status == requests.codes.too_many_requests
 
-    Args:
-        url: Where from.
-        target: The file to make or replace; returned.
-        verify: Looks at the whole file before it gets its name; raises ValueError if it is wrong.
 
-    Raises:
-        AgelibError: If there is no space for it.
-        OSError: If it does not arrive.
+_retrying = functools.partial(retrying, is_transient=_is_transient, pauses=_PAUSES)
+
+
+def download(address: str, target: Path, verify: Callable[[Path], None]) -> Path:
+    """Downloads a file, or copies it where the address is a path, and returns `target`.
+
+    What has arrived of a download lies beside it as `.part`, where the next try goes on. `verify`
+    looks at the whole file before it gets its name, and raises ValueError if it is wrong. Raises
+    OSError if the file does not arrive, AgelibError if there is no space for it.
     """
+    if not _is_url(address):
+        need_space(target.parent, Path(address).stat().st_size)
+        remove_partials(target)
+        with atomic(target) as copy:
+            shutil.copyfile(Path(address), copy)
+            verify(copy)
+        return target
     partial = target.with_name(f"{target.name}.part")
-    retrying(_append_rest, _may_pass, _PAUSES, lambda: _size(partial))(url, partial)
+    _retrying(_append_rest, progress=lambda: _size(partial))(address, partial)
     try:
         verify(partial)
         os.replace(partial, target)
@@ -43,19 +59,23 @@ def download(url: str, target: Path, verify: Callable[[Path], None]) -> Path:
     return target
 
 
-def holds(url: str) -> bool:
-    """Tells whether a server has something at an address."""
-    ask = retrying(requests.head, _may_pass, _PAUSES)
-    return ask(url, allow_redirects=True, timeout=30).status_code != requests.codes.not_found
+@_retrying
+def exists(address: str) -> bool:
+    """Tells whether a server or a folder, which must be there, has a file."""
+    if _is_url(address):
+        response = requests.head(address, allow_redirects=True, timeout=30)
+        return response.status_code != requests.codes.not_found
+    if not Path(address).parent.is_dir():
+        raise FileNotFoundError(f"{Path(address).parent} does not exist")
+    return Path(address).exists()
 
 
-def read_text(url: str) -> str:
-    """Returns what a server has at an address, "" if nothing."""
-    return retrying(_read_text, _may_pass, _PAUSES)(url)
-
-
-def _read_text(url: str) -> str:
-    response = requests.get(url, timeout=30)
+@_retrying
+def read_text(address: str) -> str:
+    """Returns what a server or a folder has in a text file, "" if there is none."""
+    if not _is_url(address):
+        return Path(address).read_text() if Path(address).exists() else ""
+    response = requests.get(address, timeout=30)
     if response.status_code == requests.codes.not_found:
         return ""
     response.raise_for_status()
@@ -71,18 +91,14 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def _may_pass(error: Exception) -> bool:
-    if not isinstance(error, requests.RequestException):
-        return False
-    if error.response is None:
-        return not isinstance(error, ValueError)  # an address that makes no sense
-    status = error.response.status_code
-    return status >= 500 or status == requests.codes.too_many_requests
+def _is_url(address: str) -> bool:
+    return "://" in address
 
 
 def _append_rest(url: str, partial: Path) -> None:
-    """Fetches what is missing of a file, or all of it if the server's is another one by now."""
-    before = read_json(metadata_path(partial)) if metadata_path(partial).exists() else None
+    """Downloads what is missing of a file, or all of it if the server's has changed."""
+    metadata = metadata_path(partial)
+    before = read_json(metadata) if metadata.exists() else None
     start = _size(partial) if before else 0
     if start and start == before["size"]:
         return
@@ -96,7 +112,7 @@ def _append_rest(url: str, partial: Path) -> None:
         _refuse_page(response)
         if not start or status != 206:
             _discard(partial)
-            write_json(metadata_path(partial), version)
+            write_json(metadata, version)
         need_space(partial.parent, max(0, version["size"] - _size(partial)))
         _receive(response, partial, version["size"])
 

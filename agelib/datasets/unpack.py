@@ -13,16 +13,10 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from agelib import AgelibError, first_line
-from agelib.datasets.archives import (
-    LABELS,
-    Archive,
-    metadata_path,
-    read_metadata,
-    write_metadata,
-)
-from agelib.disk import explained, need_space
-from agelib.files import hash_file, is_hidden, read_json, write_json
+from agelib import first_line
+from agelib.datasets.archives import LABELS, Archive
+from agelib.disk import need_space
+from agelib.files import hash_file, is_hidden
 
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
@@ -30,12 +24,9 @@ Checksum = tuple[str, str] | None
 _BLOCK = 1 << 20
 
 
-# Name, whether it is a file, whether it is a folder, size, and how to open it.
-_Entry = tuple[str, bool, bool, int, Callable[[], IO[bytes]]]
-
-
 class _Member(NamedTuple):
     path: PurePosixPath
+    kind: int  # `stat.S_IFREG` or `stat.S_IFDIR`, or what is refused: links and devices
     size: int
     open: Callable[[], IO[bytes]]
 
@@ -43,46 +34,18 @@ class _Member(NamedTuple):
 def verify(source: Path, archive: Archive, checksum: Checksum) -> None:
     """Makes sure that a file has its checksum or, where none is known, that it is whole and right.
 
-    Raises:
-        OSError: If the disk fails.
-        ValueError: If the file is another one, damaged or unsafe.
+    Raises ValueError if it is another one, damaged or unsafe, and OSError if the disk fails.
     """
     if checksum:
         if hash_file(source, checksum[0]) != checksum[1]:
             raise ValueError(f"it does not have the {checksum[0].upper()} {checksum[1]}")
         return
-    with _open_members(source) as members:
-        _find_top(members, archive)
-        for member in members:
+    with _open_files(source) as files:
+        _find_top(files, archive)
+        for member in files:
             with member.open() as file:
                 while file.read(_BLOCK):
                     pass
-
-
-def unpack_once(source: Path, archive: Archive, target: Path) -> Path:
-    """Unpacks an archive unless that was done already; without the archive its folder will do.
-
-    Raises:
-        AgelibError: If the archive is missing, damaged or unsafe, or the disk is full.
-    """
-    if not source.exists():
-        if target.is_dir():
-            return target
-        raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
-    origin = read_metadata(source) or write_metadata(source)
-    unpacked = metadata_path(target)
-    if target.is_dir() and unpacked.exists() and read_json(unpacked) == origin:
-        return target
-    try:
-        with explained(f"{source} could not be unpacked", source, target.parent):
-            unpack(source, archive, target)
-    except ValueError as error:
-        metadata_path(source).unlink()  # whoever mends the archive wants it verified anew
-        raise AgelibError(
-            f"{source} cannot be unpacked ({error}): delete it and run the download step again."
-        ) from error
-    write_json(unpacked, origin)
-    return target
 
 
 def unpack(source: Path, archive: Archive, target: Path) -> None:
@@ -90,24 +53,23 @@ def unpack(source: Path, archive: Archive, target: Path) -> None:
 
     Of several folders of the archive's name (for a set with labels: that have a `labels.csv`) the
     one nearest to the top counts: Kaggle's UTKFace has a second copy further down. What lies
-    beside it and hidden files are left out.
-
-    Raises:
-        AgelibError: If there is no space.
-        OSError: If the disk fails; the archive may be in order.
-        ValueError: If the archive is another one, damaged or unsafe.
+    beside it and hidden files are left out. Raises as `verify`, and AgelibError if there is no
+    space.
     """
     # A sibling of the target, so that the last step is a mere rename; always the same one, so that
     # whatever a killed process left there goes away.
     scratch = target.with_name(f".{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with _open_members(source) as members:
-            top = _find_top(members, archive)
-            wanted = [member for member in members if member.path.is_relative_to(top)]
+        with _open_files(source) as files:
+            top = _find_top(files, archive)
+            wanted = [member for member in files if member.path.is_relative_to(top)]
             need_space(target.parent, sum(member.size for member in wanted))
             for member in tqdm(wanted, desc=f"extract {source.name}", unit=" files"):
-                _write(member, scratch / "new" / member.path.relative_to(top))
+                path = scratch / "new" / member.path.relative_to(top)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with member.open() as content, open(path, "wb") as file:
+                    shutil.copyfileobj(content, file, _BLOCK)
         if target.exists():
             target.rename(scratch / "old")
         (scratch / "new").rename(target)
@@ -115,15 +77,9 @@ def unpack(source: Path, archive: Archive, target: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(member: _Member, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with member.open() as content, open(path, "wb") as file:
-        shutil.copyfileobj(content, file, _BLOCK)
-
-
-def _find_top(members: list[_Member], archive: Archive) -> PurePosixPath:
+def _find_top(files: list[_Member], archive: Archive) -> PurePosixPath:
     """Returns the folder with the images that is nearest to the top."""
-    paths = [member.path for member in members]
+    paths = [member.path for member in files]
     if archive.has_labels:
         wanted, tops = LABELS, [path.parent for path in paths if path.name == LABELS]
     else:
@@ -137,21 +93,15 @@ def _find_top(members: list[_Member], archive: Archive) -> PurePosixPath:
 
 
 @contextmanager
-def _open_members(source: Path) -> Iterator[list[_Member]]:
-    """Opens a zip or tar file whose members are then read; gives the files that are not hidden.
-
-    Raises:
-        OSError: If the disk fails.
-        ValueError: If the archive is damaged, or unsafe: with links, devices, or names of files
-            that would lie outside.
-    """
+def _open_files(source: Path) -> Iterator[list[_Member]]:
+    """Opens a zip or tar file; yields its visible files, to be read inside the block."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
-                yield _visible_members(_zip_entries(archive))
+                yield _visible_files(map(partial(_from_zip, archive), archive.infolist()))
         else:
             with tarfile.open(source) as archive:
-                yield _visible_members(_tar_entries(archive))
+                yield _visible_files(map(partial(_from_tar, archive), archive.getmembers()))
                 _check_end(archive)
     # A RuntimeError wants a password, and one of its kind knows no such compression.
     except RuntimeError as error:
@@ -162,35 +112,31 @@ def _open_members(source: Path) -> Iterator[list[_Member]]:
         raise ValueError(f"it is damaged: {first_line(error).rstrip(':')}") from error
 
 
-def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
-    for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # none where Windows wrote it
-        is_file = kind in (0, stat.S_IFREG)
-        yield (
-            info.filename,
-            is_file,
-            kind == stat.S_IFDIR,
-            info.file_size,
-            partial(archive.open, info),
-        )
+def _from_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    name = info.filename.replace("\\", "/")  # as some programs on Windows write
+    kind = stat.S_IFMT(info.external_attr >> 16) or stat.S_IFREG  # Windows notes none
+    if kind == stat.S_IFREG and name.endswith("/"):
+        kind = stat.S_IFDIR
+    return _Member(PurePosixPath(name), kind, info.file_size, partial(archive.open, info))
 
 
-def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
-    for info in archive.getmembers():
-        yield info.name, info.isreg(), info.isdir(), info.size, partial(archive.extractfile, info)
+def _from_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    kind = stat.S_IFREG if info.isreg() else stat.S_IFDIR if info.isdir() else stat.S_IFLNK
+    path = PurePosixPath(info.name.replace("\\", "/"))
+    return _Member(path, kind, info.size, partial(archive.extractfile, info))
 
 
-def _visible_members(entries: Iterable[_Entry]) -> list[_Member]:
-    members = []
-    for name, is_file, is_folder, size, open_entry in entries:
-        # Some programs on Windows write backslashes.
-        path = PurePosixPath(name.replace("\\", "/"))
+def _visible_files(members: Iterable[_Member]) -> list[_Member]:
+    """Returns the files that are not hidden; refuses links, devices and names that lead outside."""
+    files = []
+    for member in members:
+        path = member.path
         outside = path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1])
-        if outside or not (is_file or is_folder):
-            raise ValueError(f"{name!r} in it is a link or would lie outside, which is not safe")
-        if is_file and not name.endswith(("/", "\\")) and not is_hidden(path):
-            members.append(_Member(path, size, open_entry))
-    return members
+        if outside or member.kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(f"{str(path)!r} is a link or would lie outside, which is not safe")
+        if member.kind == stat.S_IFREG and not is_hidden(path):
+            files.append(member)
+    return files
 
 
 def _check_end(archive: tarfile.TarFile) -> None:

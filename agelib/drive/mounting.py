@@ -28,8 +28,7 @@ _ADVICE = {
 def mount(config: Config) -> Path:
     """Returns the folder that lasts: mounts Google Drive on Colab, makes a folder elsewhere.
 
-    Raises:
-        AgelibError: If Drive cannot be mounted or the folder cannot be made.
+    Raises AgelibError if Drive cannot be mounted or the folder cannot be made.
     """
     try:
         if on_colab():
@@ -46,8 +45,7 @@ def mount(config: Config) -> Path:
 def flush() -> None:
     """Waits until Google Drive has everything; does nothing outside Colab.
 
-    Raises:
-        AgelibError: If Google Drive does not confirm it.
+    Raises AgelibError if Google Drive does not confirm it.
     """
     if not on_colab():
         return
@@ -66,11 +64,7 @@ def flush() -> None:
 
 
 def check_mounted(remote: Path) -> None:
-    """Refuses the plain folder that Colab loses when it lies where Google Drive should be.
-
-    Raises:
-        AgelibError: If Google Drive is not mounted, or no longer.
-    """
+    """Raises AgelibError where Google Drive should be mounted and a plain folder lies instead."""
     point = disk.MOUNT_POINT
     if disk.on_google(remote) and not os.path.ismount(point):
         raise AgelibError(
@@ -91,7 +85,7 @@ def _mount_google(folder: Path) -> None:
             raise ValueError("Mountpoint must not already contain files")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if not disk.is_lost(error):
+        if not disk.is_disconnected(error):
             raise
         # Drive passes for mounted as long as its folder can be seen, alive or not.
         drive.mount(disk.MOUNT_POINT, force_remount=True)
@@ -100,27 +94,27 @@ def _mount_google(folder: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """Returns what went wrong in few words; pexpect's begin with an object's address."""
-    said = getattr(error, "strerror", None) or first_line(error)
+    said = first_line(error)
     return type(error).__name__ if said.startswith("<") or not said else said
 
 
 def _advice(error: Exception) -> str:
     point = Path(disk.MOUNT_POINT)
     said = f"{type(error).__name__} {error}".lower()
-    if disk.is_lost(error):
+    if disk.is_disconnected(error):
         return f"the connection broke, and mounting again did not mend it: {_RESTART}"
     if isinstance(error, OSError):
         return f"{disk.advice(error, point)}, then run this cell again"
     if "must not already contain files" in said:
-        return _set_aside(point)
+        return _how_to_empty(point)
     for signs, advice in _ADVICE.items():
         if any(sign in said for sign in signs):
             return advice
     return f"run this cell again; if that does not help, {_RESTART}"
 
 
-def _set_aside(point: Path) -> str:
-    """Says how to empty the mount point; never by deleting, for it may be Drive after all."""
+def _how_to_empty(point: Path) -> str:
+    """Says how to empty the mount point; never by deleting, as it may be Drive after all."""
     if os.path.ismount(point):
         return f"it is mounted already and in use: {_RESTART}"
     try:

@@ -29,91 +29,69 @@ Sums = dict[str, set[str]]
 def push(
     local: Path, remote: Path, only: Sequence[Path] | None = None, verify: bool = False
 ) -> list[str]:
-    """Copies a file or a folder to Drive, leaving out what is there already.
+    """Copies a file or a folder to Drive, and returns the names of the files it copied.
 
     Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; an
-    equal file that the user uploaded is noted and not copied.
-
-    Args:
-        local: What to copy; hidden files stay behind.
-        remote: Where to: the copy's own path, not its parent's.
-        only: If given, the files of the folder to copy.
-        verify: Whether to read everything, here and there, in place of trusting `SHA256SUMS`.
-
-    Returns:
-        The names of the files that were copied.
-
-    Raises:
-        AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
+    equal file that the user uploaded is noted and not copied. `remote` is the copy's own path; of a
+    folder `only` some files are copied, or all that are not hidden. To `verify` is to read all,
+    here and there, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to
+    copy, no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
     if not local.exists():
         raise AgelibError(f"{local} is missing, so it cannot be copied to {remote}.")
     with explained(f"{local} could not be read", local):
         if local.is_dir():
-            target, paths = remote, find_files(local) if only is None else only
+            folder, paths = remote, find_files(local) if only is None else only
             files = {path.relative_to(local).as_posix(): path for path in paths}
         else:
-            target, files = remote.parent, {remote.name: local}
+            folder, files = remote.parent, {remote.name: local}
         digest_of = sha256 if verify else _sha256_if_changed
         digests = {name: digest_of(path) for name, path in files.items()}
-    with explained(f"{local} could not be copied to {remote}", local, target):
-        sums = _read_sums(target)
-        stale = [
-            name
-            for name, path in files.items()
-            if sums.get(name) != {digests[name]}
-            or _size(target / name) != path.stat().st_size
-            or (verify and _drive_sha256(target / name) != digests[name])
-        ]
-        # What is noted there is another content: to read it back would take as long as to copy.
-        missing = [n for n in stale if n in sums or not _is_there(files[n], target / n, digests[n])]
-        if len(missing) < len(stale):
-            sums |= {name: {digests[name]} for name in stale if name not in missing}
-            _write_sums(target, sums)
-        _send([(files[name], name, digests[name]) for name in missing], target, sums)
+    with explained(f"{local} could not be copied to {remote}", local, folder):
+        sums, missing, uploaded = _read_sums(folder), [], {}
+        for name, path in files.items():
+            if not _has_arrived(path, folder / name, digests[name], sums.get(name), verify):
+                missing.append(name)
+            elif name not in sums:
+                uploaded[name] = {digests[name]}
+        if uploaded:
+            sums |= uploaded
+            _write_sums(folder, sums)
+        _send([(files[name], name, digests[name]) for name in missing], folder, sums)
     return missing
 
 
 def pull(remote: Path, local: Path) -> list[str]:
-    """Copies a file or a folder from Drive, leaving out what is here already and whole.
+    """Copies a file or a folder from Drive, and returns the names of the files it copied.
 
-    Args:
-        remote: What to copy.
-        local: Where to: the copy's own path.
-
-    Returns:
-        The names of the files that were copied.
-
-    Raises:
-        AgelibError: If there is nothing to copy, no space, or a copy does not arrive whole.
+    Leaves out what is here already and whole. Both paths are of the folder, or of the file under
+    one name. Raises AgelibError if there is nothing to copy, no space, or a copy does not arrive.
     """
     check_mounted(remote)
     with explained(f"{remote} could not be copied to {local}", remote, local.parent):
-        sums = {(remote / name, local / name): d for name, d in _read_sums(remote).items()}
+        source, target, sums = remote, local, _read_sums(remote)
         if not sums and remote.name in (beside := _read_sums(remote.parent)):
-            sums = {(remote, local): beside[remote.name]}
+            source, target, sums = remote.parent, local.parent, {local.name: beside[local.name]}
         if not sums:
             raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
         stale = [
-            pair for pair, d in sums.items() if not pair[1].exists() or sha256(pair[1]) not in d
+            name
+            for name, digests in sums.items()
+            if not (target / name).exists() or sha256(target / name) not in digests
         ]
-        sizes = [_size(source) for source, _ in stale]
+        sizes = [_size(source / name) for name in stale]
         if None in sizes:
-            source = stale[sizes.index(None)][0]
-            raise AgelibError(f"{source} is missing on Drive: push it again.")
+            lost = source / stale[sizes.index(None)]
+            raise AgelibError(f"{lost} is missing on Drive: push it again.")
         need_space(local.parent, sum(sizes))
-        for i, pair in enumerate(_bar(stale, f"pull {remote.name}")):
-            _copy(*pair, sums[pair], sum(sizes[i:]))
-    return [t.relative_to(local).as_posix() if t != local else local.name for _, t in stale]
+        for i, name in enumerate(_bar(stale, f"pull {remote.name}")):
+            _copy(source / name, target / name, sums[name], sum(sizes[i:]))
+    return stale
 
 
 def remove(remote: Path, folder: str = "") -> None:
-    """Removes a pushed folder, or one inside it, and what `SHA256SUMS` says of it.
-
-    Raises:
-        AgelibError: If Drive cannot be used.
-    """
+    """Removes a pushed folder, or one inside it, and what `SHA256SUMS` says of it."""
     check_mounted(remote)
     with explained(f"{remote / folder} could not be removed", remote):
         sums = _read_sums(remote)
@@ -125,19 +103,19 @@ def remove(remote: Path, folder: str = "") -> None:
 
 
 def holds(remote: Path) -> bool:
-    """Tells whether Drive holds a file or a folder that was pushed there.
-
-    Raises:
-        AgelibError: If Drive cannot be read.
-    """
+    """Tells whether Drive holds a file or a folder that was pushed there."""
     check_mounted(remote)
     with reading(remote):
         return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
 
 
-def _is_there(local: Path, remote: Path, digest: str) -> bool:
-    """Tells whether a copy has arrived that nothing was noted of: one that the user uploaded."""
-    return _size(remote) == local.stat().st_size and _drive_sha256(remote) == digest
+def _has_arrived(path: Path, copy: Path, digest: str, noted: set[str] | None, verify: bool) -> bool:
+    """Tells whether a copy is on Drive: as noted there or, unless noted, as its content shows."""
+    # A copy of which another content is noted would take as long to read as to replace.
+    if noted not in (None, {digest}) or _size(copy) != path.stat().st_size:
+        return False
+    trusted = noted and not verify
+    return trusted or _drive_sha256(copy) == digest
 
 
 def _sha256_if_changed(path: Path) -> str:
@@ -156,18 +134,18 @@ def _sha256_once(path: Path, *_: int) -> str:
 _drive_sha256 = retrying(sha256)
 
 
-def _send(files: list[tuple[Path, str, str]], target: Path, sums: Sums) -> None:
+def _send(files: list[tuple[Path, str, str]], folder: Path, sums: Sums) -> None:
     """Copies files, each with its name there and its SHA-256, and notes each once it is there."""
     sizes = [path.stat().st_size for path, _, _ in files]
-    need_space(target, sum(sizes))
-    for i, (path, name, digest) in enumerate(_bar(files, f"push {target.name}")):
+    need_space(folder, sum(sizes))
+    for i, (path, name, digest) in enumerate(_bar(files, f"push {folder.name}")):
         if name in sums and digest not in sums[name]:
             # Cut off after this, the old copy and the new one can both be pulled.
             sums[name].add(digest)
-            _write_sums(target, sums)
-        _copy(path, target / name, {digest}, sum(sizes[i:]))
+            _write_sums(folder, sums)
+        _copy(path, folder / name, {digest}, sum(sizes[i:]))
         sums[name] = {digest}
-        _write_sums(target, sums)
+        _write_sums(folder, sums)
 
 
 def _copy(source: Path, target: Path, digests: set[str], size: int) -> None:
@@ -232,9 +210,8 @@ class Backup:
     What could not be pushed goes with the next; `push_finished` is for the last.
     """
 
-    # To stop would save nothing: all lies on the disk here, where Colab leaves it for as long as
-    # the machine is busy. An idle one is taken away within hours, and takes what is not on Drive
-    # along; one that works on may find Drive well again, or made well by a user who read this.
+    # To stop would save nothing: Colab keeps a busy machine with its disk, and takes an idle one
+    # away within hours. Drive may work again, by itself or because the user read the warning.
 
     def __init__(self, local: Path, remote: Path):
         self._local, self._remote = local, remote
@@ -246,30 +223,19 @@ class Backup:
         self._pending += files or ()
         try:
             push(self._local, self._remote, only=None if files is None else self._pending)
-        except AgelibError as error:
-            self._warn(error)
-        else:
             self._pending.clear()
-
-    def _warn(self, error: AgelibError) -> None:
-        if not self._warned:
-            tqdm.write(
-                f"agelib: not on Drive yet: {error} No need to stop: work goes on, {self._local} "
-                "keeps everything, and Drive is tried again each time; this is said only once.",
-                file=sys.stderr,
-            )
-        self._warned = True
+        except AgelibError as error:
+            if not self._warned:
+                tqdm.write(
+                    f"agelib: not on Drive yet: {error} No need to stop: {self._local} keeps "
+                    "everything, and Drive is tried again each time; this is said only once.",
+                    file=sys.stderr,
+                )
+            self._warned = True
 
 
 def push_finished(product: Path, local: Path, remote: Path, verify: bool = False) -> list[str]:
-    """Does what `push` does once work is done, and says where the product lies if that fails.
-
-    Args:
-        product: What one would miss most.
-        local: The rest as for `push`.
-        remote: Likewise.
-        verify: Likewise.
-    """
+    """Does what `push` does once work is done; if that fails, the error says where `product` is."""
     try:
         return push(local, remote, verify=verify)
     except AgelibError as error:

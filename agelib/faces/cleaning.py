@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -22,20 +23,11 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import Config, Crop
-from agelib.datasets.own_photos import is_loose
-from agelib.datasets.tables import (
-    check_sources,
-    count_reasons,
-    held_out,
-    images_folder,
-    person_hash,
-    read_table,
-    split_by_hash,
-)
+from agelib.datasets import tables
+from agelib.datasets.own_photos import is_user_folder
 from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
-from agelib.faces.crop import PORTRAIT_CANVAS
-from agelib.faces.cropping import crop_images
+from agelib.faces.crop import PORTRAIT_CANVAS, crop_images
 from agelib.faces.images import Rejected
 from agelib.faces.shards import FaceSet, read_manifest
 from agelib.files import atomic, read_json, sha256, write_json
@@ -49,34 +41,20 @@ PARTS = "parts"  # records of finished shards, until the manifest holds them
 def clean(
     name: str, config: Config, on_shard: Callable[[list[Path]], None] | None = None
 ) -> dict[str, Any]:
-    """Turns a data set into shards in `data/faces/<name>`; finished shards are kept.
+    """Turns a data set into shards in `data/faces/<name>`, and returns their manifest.
 
-    Args:
-        name: The data set's name.
-        config: All settings.
-        on_shard: Called with the files of each shard once they are complete.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        AgelibError: If the images are not there, or the folder holds other crops.
+    Finished shards are kept; `on_shard` is called with the files of each once they are complete.
+    Raises AgelibError if the images are missing, or the folder holds other crops.
     """
-    table, images = read_table(name, config), images_folder(name, config)
+    table, images = tables.read_table(name, config), tables.images_folder(name, config)
     return clean_table(table, images, config.faces / name, name, config, on_shard)
 
 
 def is_current(name: str, config: Config) -> bool:
     """Tells whether the shards in `data/faces/<name>`, if any, are of these labels and settings."""
-    origin = _origin(read_table(name, config), images_folder(name, config), name, config)
+    table, images = tables.read_table(name, config), tables.images_folder(name, config)
+    origin = _origin(table, images, name, config)
     return all(origin.items() <= record.items() for record in _records(config.faces / name))
-
-
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Returns a face set's manifest, or the records of a run that was cut off."""
-    manifest = folder / shards.MANIFEST
-    paths = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
-    return map(read_json, paths)
 
 
 def clean_table(
@@ -87,56 +65,41 @@ def clean_table(
     config: Config,
     on_shard: Callable[[list[Path]], None] | None = None,
 ) -> dict[str, Any]:
-    """Turns any labelled images into shards.
+    """Does what `clean` does with any table as from `read_table`, and the images that it names.
 
-    Args:
-        table: From `read_table`; without `age_high` all ages are exact.
-        images: The folder that the table's paths are relative to.
-        folder: The folder for the shards.
-        name: The data set's name, for the manifest.
-        config: Gives the crop and the number of workers.
-        on_shard: As for `clean`.
-
-    Returns:
-        The manifest, which is also written to the folder.
-
-    Raises:
-        AgelibError: If the folder holds crops made with other settings or from other images.
+    The table's paths are relative to `images`; `folder` is for the shards; `name` is the data
+    set's, for the manifest.
     """
     units = _units(table)
     origin = _origin(table, images, name, config)
     done = _finished(folder, origin, config.drive / "faces" / name)
     todo = {stem: rows for stem, rows in units.items() if stem not in done}
-    if not todo and (folder / shards.MANIFEST).exists():
-        return _finish(table, folder)
-    need_space(folder, sum(len(rows) for rows in todo.values()) * config.crop_size**2)
-    parts = folder / PARTS
-    workers = min(effective_n_jobs(config.workers), max(1, len(todo)))
-    jobs = (
-        delayed(_clean_unit)(rows, images, folder, stem, origin, shared=workers > 1)
-        for stem, rows in todo.items()
-    )
-    total = sum(len(rows) for rows in units.values())
-    with tqdm(total=total, desc=f"clean {name}", unit=" images") as bar:
-        for stem, shard in itertools.chain(done.copy().items(), _run(jobs, workers)):
-            done[stem] = shard
-            bar.update(shard["rows"])
-            if on_shard and (parts / f"{stem}.json").exists():
-                on_shard([*(folder / file for file in shard["files"]), parts / f"{stem}.json"])
-    manifest = _manifest(table, {stem: done[stem] for stem in units}, origin)
-    _write_rejected(folder / REJECTED, table, manifest)
-    write_json(folder / shards.MANIFEST, manifest)
+    parts, manifest = folder / PARTS, folder / shards.MANIFEST
+    if todo or not manifest.exists():
+        need_space(folder, sum(map(len, todo.values())) * config.crop_size**2)
+        total = sum(map(len, units.values()))
+        with tqdm(total=total, desc=f"clean {name}", unit=" images") as bar:
+            finished = _clean_units(todo, images, folder, origin, config.workers)
+            for stem, shard in itertools.chain(done.copy().items(), finished):
+                done[stem] = shard
+                bar.update(shard["rows"])
+                if on_shard and (parts / f"{stem}.json").exists():
+                    on_shard([*(folder / file for file in shard["files"]), parts / f"{stem}.json"])
+        (folder / REJECTED).unlink(missing_ok=True)
+        write_json(manifest, _manifest(table, {stem: done[stem] for stem in units}, origin))
+    if not (folder / REJECTED).exists():
+        _write_rejected(folder, table)
     shutil.rmtree(parts, ignore_errors=True)
-    return manifest
+    return read_manifest(folder)
 
 
 def _units(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Returns shard name -> its rows, in the table's order."""
     usable = table[table["reject"] == ""]
     return {
-        f"{split}-{i:05d}": rows.iloc[i * UNIT_ROWS : (i + 1) * UNIT_ROWS]
+        f"{split}-{start // UNIT_ROWS:05d}": rows.iloc[start : start + UNIT_ROWS]
         for split, rows in usable.groupby("split", sort=True)
-        for i in range(-(-len(rows) // UNIT_ROWS))
+        for start in range(0, len(rows), UNIT_ROWS)
     }
 
 
@@ -145,19 +108,20 @@ def _origin(table: pd.DataFrame, images: Path, name: str, config: Config) -> dic
     columns = ("path", "age", "age_high", "gender", "person", "race", "split", "reject")
     labels = table[[column for column in columns if column in table]]
     labels = labels[labels["reject"] != "unlabelled"]
-    usable = labels["reject"] == ""
-    if is_loose(images):  # archives are verified, but a user may edit a photo
+    usable = table[table["reject"] == ""]
+    if is_user_folder(images):  # archives are verified, but a user may edit a photo
         with reading(images):  # a file that cannot be read now has not changed
-            photos = labels["path"].where(usable).map(partial(_photo, images))
-        labels = labels.assign(photo=photos)
+            labels = labels.assign(photo=usable["path"].map(partial(_photo_sha256, images)))
     # As text, which is the same whatever pandas makes of missing numbers.
     text = labels.to_csv(index=False, na_rep="", lineterminator="\n")
+    races = table["race"].dropna()
+    utkface_codes = pd.api.types.is_numeric_dtype(races)
     return {
         "format": shards.FORMAT,
         "dataset": name,
         "crop": config.crop.to_json(),
-        "races": _races(table),
-        "official": _official(table),
+        "races": list(RACES) if utkface_codes else sorted(races.unique()),
+        "official": sorted(set(usable.get("official", ())) - {""}),
         "detector": {"name": "mtcnn", "version": version("mtcnn"), "canvas_size": PORTRAIT_CANVAS},
         "jpeg_quality": shards.JPEG_QUALITY,
         "unit_rows": UNIT_ROWS,
@@ -165,35 +129,18 @@ def _origin(table: pd.DataFrame, images: Path, name: str, config: Config) -> dic
     }
 
 
-def _official(table: pd.DataFrame) -> list[str]:
-    """Returns which splits the set's own labels name."""
-    named = table.loc[table["reject"] == "", "official"] if "official" in table else ()
-    return sorted(set(named) - {""})
-
-
-def _races(table: pd.DataFrame) -> list[str]:
-    """Returns the names of a set's races: its own words, or the meaning of UTKFace's codes."""
-    races = table["race"].dropna()
-    return list(RACES) if pd.api.types.is_numeric_dtype(races) else sorted(races.unique())
-
-
-def _photo(images: Path, path: str) -> str:
-    """Returns a photo's SHA-256, empty for one that cannot be used."""
+def _photo_sha256(images: Path, path: str) -> str:
     try:
-        return "" if pd.isna(path) else retrying(sha256)(images / path)
+        return retrying(sha256)(images / path)
     except (FileNotFoundError, IsADirectoryError, PermissionError):  # which cleaning will report
         return ""
 
 
-def _run(jobs: Iterable, workers: int) -> Iterator[tuple[str, dict]]:
-    """Yields each unit's shard as soon as it is finished, in any order."""
-    try:
-        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
-    except BrokenExecutor as error:
-        raise AgelibError(
-            "A worker process died, most likely because the memory is full: run this again with "
-            "fewer --workers; finished shards are kept."
-        ) from error
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Returns a face set's manifest, or the records of a run that was cut off."""
+    manifest = folder / shards.MANIFEST
+    paths = [manifest] if manifest.exists() else sorted((folder / PARTS).glob("*.json"))
+    return map(read_json, paths)
 
 
 def _finished(folder: Path, origin: dict, copy: Path) -> dict[str, dict]:
@@ -218,6 +165,24 @@ def _finished(folder: Path, origin: dict, copy: Path) -> dict[str, dict]:
     }
 
 
+def _clean_units(
+    units: dict[str, pd.DataFrame], images: Path, folder: Path, origin: dict, workers: int
+) -> Iterator[tuple[str, dict]]:
+    """Yields each unit's shard as soon as it is finished, in any order."""
+    workers = min(effective_n_jobs(workers), max(1, len(units)))
+    jobs = (
+        delayed(_clean_unit)(rows, images, folder, stem, origin, shared=workers > 1)
+        for stem, rows in units.items()
+    )
+    try:
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
+    except BrokenExecutor as error:
+        raise AgelibError(
+            "A worker process died, most likely because the memory is full: run this again with "
+            "fewer --workers; finished shards are kept."
+        ) from error
+
+
 def _clean_unit(
     rows: pd.DataFrame, images: Path, folder: Path, stem: str, origin: dict, shared: bool
 ) -> tuple[str, dict]:
@@ -233,7 +198,7 @@ def _clean_unit(
         race = -1 if pd.isna(row["race"]) else row["race"]
         race = origin["races"].index(race) if isinstance(race, str) else race
         row = {"age_high": row["age"]} | row
-        faces.append(row | {"race": race, "person": person_hash(row["person"])})
+        faces.append(row | {"race": race, "person": tables.person_hash(row["person"])})
         jpegs.append(result)
     files = shards.write_shard(folder, stem, jpegs, faces)
     shard = {"rows": len(rows), "faces": len(faces), "files": files, "rejected": rejected}
@@ -241,54 +206,43 @@ def _clean_unit(
     return stem, shard
 
 
-def _finish(table: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a finished set; writes `rejected.csv` if a cut-off run did not."""
-    manifest = shards.read_manifest(folder)
-    if not (folder / REJECTED).exists():
-        _write_rejected(folder / REJECTED, table, manifest)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    return manifest
-
-
 def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[str, Any]:
     """Returns the manifest: settings, versions, counts per split and reason, every shard."""
-    counts = count_reasons(table).drop("usable", errors="ignore").to_dict()
-    splits: dict[str, int] = {}
+    splits, reasons = Counter(), Counter(table.loc[table["reject"] != "", "reject"])
     for stem, shard in done.items():
-        split = stem.split("-")[0]
-        splits[split] = splits.get(split, 0) + shard["faces"]
-        for _, reason in shard["rejected"]:
-            counts[reason] = counts.get(reason, 0) + 1
+        splits[stem.split("-")[0]] += shard["faces"]
+        reasons.update(reason for _, reason in shard["rejected"])
     return origin | {
         "versions": {name: version(name) for name in ("mtcnn", "numpy", "pillow", "tensorflow")},
         "rows": len(table),
-        "counts": {"kept": sum(splits.values()), **{k: int(v) for k, v in counts.items()}},
+        "counts": {"kept": splits.total(), **reasons},
         "splits": splits,
         "shards": done,
     }
 
 
-def _write_rejected(path: Path, table: pd.DataFrame, manifest: dict) -> None:
+def _write_rejected(folder: Path, table: pd.DataFrame) -> None:
     """Names every image that is not in the shards, and why."""
+    finished = read_manifest(folder)["shards"].values()
     metadata = table.loc[table["reject"] != "", ["path", "reject"]].to_numpy().tolist()
-    cleaning = [pair for shard in manifest["shards"].values() for pair in shard["rejected"]]
+    cleaning = [pair for shard in finished for pair in shard["rejected"]]
     rejected = pd.DataFrame(metadata + cleaning, columns=["path", "reason"])
-    with atomic(path) as partial:
-        rejected.to_csv(partial, index=False, errors="surrogateescape")
+    with atomic(folder / REJECTED) as path:
+        rejected.to_csv(path, index=False, errors="surrogateescape")
 
 
 def check_splits(names: Iterable[str], config: Config) -> None:
     """Raises AgelibError if face sets were split by other settings, as hashes of persons show."""
-    check_sources(config)
+    tables.check_sources(config)
     for name in names:
-        folder = config.faces / name
+        folder, trained = config.faces / name, name in config.train_sources
         manifest = read_manifest(folder)
         official = set(manifest["official"])
-        trained, shares = name in config.train_sources, held_out(name, config, official)
+        shares = tables.held_out_shares(name, config, official)
         splits = [split for split, count in manifest["splits"].items() if count]
         hashed = set(splits) - ((official - {"train"}) if trained else set())
         as_asked = all(
-            (split_by_hash(FaceSet([folder], split).person, *shares) == split).all()
+            (tables.split_by_person(FaceSet([folder], split).person, *shares) == split).all()
             for split in hashed
         )
         if not as_asked or (trained and "train" not in splits):

@@ -1,35 +1,46 @@
-"""The main face of an image, and its crop."""
+"""The main face of an image, and its crop; of many images in batches, several at a time."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from agelib.config import Crop
-from agelib.faces.images import Rejected, resize
+from agelib.faces.images import Rejected, read_image, resize
+from agelib.faces.shards import encode_jpeg
+
+if TYPE_CHECKING:  # loading it would load TensorFlow
+    from agelib.faces.detector import FaceDetector
 
 PORTRAIT_CANVAS = 72  # pixels per side that suffice to find the face of a portrait
 MIN_FACE = 20  # pixels of the original image; less holds no age
 _MIN_INSIDE = 0.5
 _RIVAL_AREA = 0.5
 _RIVAL_DISTANCE = 0.15
+BATCH = 64
+_THREADS = 2
+_AHEAD = 2  # batches
+_MAX_SIDE = 1024  # pixels of an image in memory: more than any crop has, and batches stay small
+
+_Image = np.ndarray | Rejected
 
 
 @dataclass(frozen=True)
 class Face:
-    """A detected face.
+    """A detected face."""
 
-    Attributes:
-        box: Left, top, right and bottom in pixels; may reach outside the image.
-        confidence: The detector's, 0 to 1.
-        landmarks: x and y of left eye, right eye, nose, left and right corner of the mouth (as
-            seen in the picture), float of shape (5, 2).
-    """
-
-    box: tuple[float, float, float, float]
-    confidence: float
+    box: tuple[float, float, float, float]  # left, top, right, bottom; may leave the image
+    confidence: float  # the detector's, 0 to 1
+    # x and y of left eye, right eye, nose, left and right corner of the mouth (as seen in the
+    # picture), float of shape (5, 2)
     landmarks: np.ndarray
 
     @property
@@ -52,11 +63,7 @@ class Face:
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
-    """Returns the main face of an image: the most central one.
-
-    Args:
-        faces: The image's faces.
-        shape: The image's, height first.
+    """Returns the main face of an image of this shape, height first: the most central one.
 
     Raises:
         Rejected: "no_face"; "ambiguous" if another face is about as large and as central;
@@ -83,15 +90,10 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
 
 
 def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
-    """Cuts out a face: its box made square, widened, scaled; the image's border is repeated.
+    """Cuts a face out of an RGB uint8 image: its box made square, widened and scaled.
 
-    Args:
-        image: RGB uint8.
-        face: A face of this image.
-        crop: How to cut it out.
-
-    Returns:
-        RGB uint8 of shape (crop.size, crop.size, 3).
+    Where that leaves the image its border is repeated. Returns RGB uint8 of shape
+    (crop.size, crop.size, 3).
     """
     left, top, right, bottom = face.box
     centre = (left + right) / 2, (top + bottom) / 2
@@ -107,15 +109,87 @@ def crop_face(image: np.ndarray, face: Face, crop: Crop) -> np.ndarray:
 
 
 def _cut_square(image: np.ndarray, centre: Sequence[float], side: float) -> np.ndarray:
-    size = max(1, round(side))
-    left, right, before, after = _span(round(centre[0] - side / 2), size, image.shape[1])
-    top, bottom, above, below = _span(round(centre[1] - side / 2), size, image.shape[0])
-    border = above, below, before, after
-    return cv2.copyMakeBorder(image[top:bottom, left:right], *border, cv2.BORDER_REPLICATE)
+    size, spans, border = max(1, round(side)), [], []
+    for middle, limit in zip(centre[::-1], image.shape[:2], strict=True):
+        # One pixel, at least, is the image's.
+        start = min(max(round(middle - side / 2), 1 - size), limit - 1)
+        spans.append(slice(max(start, 0), start + size))
+        border += [max(-start, 0), max(start + size - limit, 0)]
+    return cv2.copyMakeBorder(image[tuple(spans)], *border, cv2.BORDER_REPLICATE)
 
 
-def _span(start: int, size: int, limit: int) -> tuple[int, int, int, int]:
-    """Returns the ends of a span inside 0 to limit, and how many pixels lie before and after."""
-    first, last = (min(max(i, 0), limit - 1) for i in (start, start + size - 1))
-    before = min(max(-start, 0), size - 1)
-    return first, last + 1, before, size - before - (last + 1 - first)
+@functools.cache
+def detector(shared: bool) -> "FaceDetector":
+    """Returns this process' detector.
+
+    If `shared`, other processes work beside this one: it uses one core, and leaves the GPU to
+    training, since each process would claim all of its memory.
+    """
+    from agelib.backend import tf
+    from agelib.faces.detector import FaceDetector
+
+    if shared:
+        # A process that has computed before keeps its settings.
+        with suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+    return FaceDetector()
+
+
+def crop_images(
+    paths: Sequence[Path | bytes], crop: Crop, shared: bool = False
+) -> Iterator[bytes | Rejected]:
+    """Yields for each image, in order, the JPEG of its main face's crop, or why there is none.
+
+    `paths` are image files, or their bytes; `shared` is as for `detector`.
+    """
+    batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+    detect = detector(shared).detect
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = map_ahead(pool, _read, batches, _AHEAD)
+        detected = (_detect(images, detect) for images in read)
+        encode = functools.partial(_encode, crop=crop)
+        for results in map_ahead(pool, encode, detected, _AHEAD):
+            yield from results
+
+
+def map_ahead(pool: Executor, call: Callable, items: Iterable, ahead: int) -> Iterator:
+    """Yields `call(item)` for each item, in order; at most `ahead` results wait in memory.
+
+    `pool.map` would take all items at once.
+    """
+    pending: deque = deque()
+    for item in items:
+        pending.append(pool.submit(call, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _read(paths: Sequence[Path | bytes]) -> list[_Image]:
+    return [_or_rejected(read_image, path, _MAX_SIDE) for path in paths]
+
+
+def _detect(images: list[_Image], detect: Callable) -> list[tuple[_Image, list[Face]]]:
+    faces = iter(detect([image for image in images if not isinstance(image, Rejected)]))
+    return [(image, [] if isinstance(image, Rejected) else next(faces)) for image in images]
+
+
+def _encode(batch: list[tuple[_Image, list[Face]]], crop: Crop) -> list[bytes | Rejected]:
+    return [_or_rejected(_encode_face, image, faces, crop) for image, faces in batch]
+
+
+def _encode_face(image: _Image, faces: list[Face], crop: Crop) -> bytes:
+    if isinstance(image, Rejected):
+        raise image
+    return encode_jpeg(crop_face(image, choose_face(faces, image.shape), crop))
+
+
+def _or_rejected(call: Callable, *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except Rejected as reason:
+        # A traceback would keep the whole batch in memory.
+        return reason.with_traceback(None)

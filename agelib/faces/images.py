@@ -20,7 +20,6 @@ MAX_PIXELS = 100_000_000
 _JPEG_END = b"\xff\xd9"
 _PHONE_FORMATS = (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
-
 # Of odd EXIF entries and large images; real trouble is an error. At import, as `catch_warnings` is
 # not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -50,46 +49,35 @@ def read_image(
     Raises:
         Rejected: "unreadable", if it is no image, cut short or too large.
     """
-    name = source if isinstance(source, str | os.PathLike) else "the image"
-    file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    is_path, content = isinstance(source, str | os.PathLike), b""
     try:
-        return _decode(file, max_side)
+        if isinstance(source, Image.Image):
+            _check_size(source)
+            return _pixels(source.copy(), max_side)  # a copy, as it is turned in place
+        content = Path(source).read_bytes() if is_path else bytes(source)
+        return _decode(content, max_side)
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
+        why = getattr(error, "strerror", None) or "damaged, or of no common format"
         if isinstance(error, Image.DecompressionBombError):
             why = f"more than {MAX_PIXELS // 1_000_000} megapixels"
-        else:
-            why = getattr(error, "strerror", None) or _why_unreadable(file)
+        # An ISO media file: the size of its first box, "ftyp", and its brand.
+        elif content[4:8] == b"ftyp" and content[8:12] in _PHONE_FORMATS:
+            why = "damaged, or of a format that Pillow does not read here: export it as JPEG"
     # Outside `except`: cleaning collects rejections, and the decoder's error keeps its image alive.
+    name = source if is_path else "the image"
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
 
 
-def _why_unreadable(file: str | os.PathLike | io.BytesIO | Image.Image) -> str:
-    # An ISO media file: the size of its first box, "ftyp", and its brand.
-    if not isinstance(file, Image.Image) and _content(file)[4:12] in {
-        b"ftyp" + brand for brand in _PHONE_FORMATS
-    }:
-        return "damaged, or of a format that Pillow does not read here: export it as JPEG"
-    return "damaged, or of no common format"
-
-
-def _content(file: str | os.PathLike | io.BytesIO) -> bytes:
-    return file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
-
-
-def _decode(file: str | os.PathLike | io.BytesIO | Image.Image, max_side: int | None) -> np.ndarray:
-    if isinstance(file, Image.Image):
-        _check_size(file)
-        # A copy, as it is turned in place.
-        return _pixels(file.copy(), max_side)
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
+def _decode(content: bytes, max_side: int | None) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
         _check_size(image)
         if max_side:  # a JPEG need not be decoded at full size in the first place
             image.draft(None, (max_side, max_side))
         try:
             return _pixels(image, max_side)
         except OSError:
-            if image.format != "JPEG" or (content := _content(file)).endswith(_JPEG_END):
+            if image.format != "JPEG" or content.endswith(_JPEG_END):
                 raise
     return _decode_without_end(content, max_side)
 
@@ -101,7 +89,7 @@ def _decode_without_end(content: bytes, max_side: int | None) -> np.ndarray:
     """
     content = content.rstrip(_JPEG_END[:1])  # half a mark would make one with the filling
     with_mark, with_filling = (
-        _decode(io.BytesIO(content + filling + _JPEG_END), max_side)
+        _decode(content + filling + _JPEG_END, max_side)
         for filling in (b"", bytes(range(254, -1, -1)))
     )
     if not np.array_equal(with_mark, with_filling):
@@ -115,20 +103,16 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _pixels(image: Image.Image, max_side: int | None) -> np.ndarray:
-    rgb = _to_rgb(image)
-    if max_side:
-        rgb.thumbnail((max_side, max_side))
-    return np.asarray(rgb)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     # In place, as a copy of a large photo is large. A photo with damaged EXIF can still be used.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if max_side:
+        rgb.thumbnail((max_side, max_side))
+    return np.asarray(rgb)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

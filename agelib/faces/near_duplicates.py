@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from joblib import cpu_count
 
-from agelib.faces.cropping import map_ahead
+from agelib.faces.crop import map_ahead
 from agelib.faces.shards import FaceSet
 
 # Checked by eye in WIKI, UTKFace, APPA-REAL and All-Age-Faces: pairs above it are one photo; faces
@@ -32,13 +32,9 @@ _STEPS = (cv2.TERM_CRITERIA_COUNT, 2, 0)  # later ones oscillate
 
 
 def thumbnails(faces: FaceSet | np.ndarray) -> np.ndarray:
-    """Returns what `near_duplicates` compares: small grey images, smoothed.
+    """Returns what `near_duplicates` compares: small grey images, smoothed, uint8 (n, 40, 40).
 
-    Args:
-        faces: A face set, or RGB uint8 of shape (n, height, width, 3).
-
-    Returns:
-        uint8 of shape (n, 40, 40).
+    `faces` is a face set, or RGB uint8 of shape (n, height, width, 3).
     """
     batches = faces.batches() if isinstance(faces, FaceSet) else [faces]
     each = (_thumbnail(image) for batch in batches for image in batch)
@@ -51,25 +47,16 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(small, (0, 0), 1)
 
 
-def near_duplicates(
-    a: np.ndarray, b: np.ndarray | None = None, threshold: float = THRESHOLD
-) -> np.ndarray:
-    """Returns the pairs of thumbnails that show one photo.
+def near_duplicates(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    """Returns the pairs of thumbnails that show one photo, int64 indices of shape (pairs, 2).
 
-    A photo and its mirror image are no pair: they are rare, and would take the same time again.
-
-    Args:
-        a: From `thumbnails`.
-        b: Others to compare `a` with; without them `a` is compared with itself, each pair once.
-        threshold: Least correlation of their pixels, up to 1, after one is aligned with the other.
-
-    Returns:
-        Indices, int64 of shape (pairs, 2): into `a` and `b`, or both into `a`, the lower first.
+    They are into `a` and `b` or, without `b`, both into `a`, the lower first. A photo and its
+    mirror image are no pair: they are rare, and would take the same time again.
     """
     others = a if b is None else b
 
     def of_one_photo(pairs: np.ndarray) -> np.ndarray:
-        same = [_is_one_photo(a[i], others[j], threshold) for i, j in pairs]
+        same = [_is_one_photo(a[i], others[j]) for i, j in pairs]
         return pairs[np.array(same, bool)]
 
     similar = _similar(_coarse(a), None if b is None else _coarse(b))
@@ -100,7 +87,7 @@ def _similar(a: np.ndarray, b: np.ndarray | None) -> Iterator[np.ndarray]:
             yield pairs if b is not None else pairs[pairs[:, 0] < pairs[:, 1]]
 
 
-def _is_one_photo(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
+def _is_one_photo(one: np.ndarray, other: np.ndarray) -> bool:
     """Tells whether one thumbnail equals the other after it is aligned with it.
 
     Evangelidis & Psarakis, "Parametric Image Alignment Using Enhanced Correlation Coefficient
@@ -121,19 +108,11 @@ def _is_one_photo(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
         )
     except cv2.error:  # too little contrast, or every step makes it worse
         return False
-    return correlation > threshold
+    return correlation > THRESHOLD
 
 
 def duplicates_of_held_out(train: FaceSet, *held_out: FaceSet) -> np.ndarray:
-    """Tells which train faces show a photo that the model is validated or tested with.
-
-    Args:
-        train: The train faces of all sets.
-        *held_out: Validation and test faces, of whichever sets.
-
-    Returns:
-        bool of shape (n,), in the order of `train`.
-    """
+    """Returns which train faces show a photo that is held out for validation or test: bool (n,)."""
     duplicate, ours = np.zeros(len(train), bool), thumbnails(train)
     for faces in held_out:
         duplicate[near_duplicates(ours, thumbnails(faces))[:, 0]] = True
@@ -143,13 +122,9 @@ def duplicates_of_held_out(train: FaceSet, *held_out: FaceSet) -> np.ndarray:
 def label_agreement(faces: Any, pairs: np.ndarray) -> dict[str, Any]:
     """Measures how far the labels of near-duplicates agree: the limit of any score on these faces.
 
-    Args:
-        faces: Anything with `age`, `age_branch` and `gender`, each of shape (n,).
-        pairs: From `near_duplicates`.
-
-    Returns:
-        The number of `pairs`; the shares whose `age_branch` and `gender` are the same; and the mean
-        `age_difference` in years. Each is None if there are no pairs.
+    `faces` has `age`, `age_branch` and `gender`, each of shape (n,); `pairs` is from
+    `near_duplicates`. Returns the number of `pairs`, the shares with the same `age_branch` and
+    `gender`, and the mean `age_difference` in years; each is None if there are no pairs.
     """
     one, other = pairs.T
     agreement = {

@@ -58,14 +58,8 @@ def decode_jpeg(content: bytes) -> np.ndarray:
 def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[dict]) -> dict:
     """Writes a shard's two files, each completely or not at all.
 
-    Args:
-        folder: The face set's.
-        name: For example "train-00000".
-        jpegs: One JPEG file for each face.
-        rows: For each face: age, age_high, gender, race, person (a hash) and path.
-
-    Returns:
-        File name -> {"size", "sha256"}.
+    `name` is for example "train-00000"; of each face `jpegs` has the JPEG file, and `rows` age,
+    age_high, gender, race, person (a hash) and path. Returns file name -> {"size", "sha256"}.
     """
     paths = [os.fsencode(row["path"]) for row in rows]
     index = np.zeros(len(rows), index_type(max(map(len, paths), default=1)))
@@ -86,11 +80,7 @@ def write_shard(folder: Path, name: str, jpegs: Sequence[bytes], rows: Sequence[
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a face set's manifest.
-
-    Raises:
-        AgelibError: If there is none, or it is of another version's format.
-    """
+    """Returns a face set's manifest; AgelibError if it is missing or of another format."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the clean step (notebook 02) first.")
@@ -136,60 +126,44 @@ def fingerprint(folder: Path) -> str:
 class FaceSet:
     """The faces of one split of one or several data sets, decoded on demand.
 
-    Args:
-        folders: Face sets, for example `data/faces/wiki`.
-        split: "train", "val" or "test".
+    `folders` are face sets, such as `data/faces/wiki`; `split` is "train", "val" or "test". Raises
+    AgelibError if there are no such faces, or a shard cannot be read.
 
     Attributes:
         crop_size: Pixels per side of each face.
         index: The shards' entries, see `index_type`.
         source: Numbers the data sets in `sources`, int64 of shape (n,).
-        sources: The data sets' names.
         race: Numbers the names in `races`, -1 where unknown, int64 of shape (n,).
-        races: Empty where no set has any.
-
-    Raises:
-        AgelibError: If there are no such faces, or a shard cannot be read.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
-        self.split = split
-        self._images: list[np.ndarray] = []
-        indices, shard_ids = [], []
-        sources, manifests = [], [read_manifest(folder) for folder in folders]
-        self.sources = tuple(manifest["dataset"] for manifest in manifests)
+        manifests = [read_manifest(folder) for folder in folders]
         crop = Crop.from_json(manifests[0]["crop"])
-        self.crop_size = crop.size
-        codes: dict[str, int] = {}
-        races = []
-        for number, (folder, manifest) in enumerate(
-            zip(map(Path, folders), manifests, strict=True)
-        ):
+        self.split, self.crop_size = split, crop.size
+        self.sources = tuple(manifest["dataset"] for manifest in manifests)
+        self._images: list[np.ndarray] = []
+        parts, codes = [], {}
+        for source, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
             crop.check(Crop.from_json(manifest["crop"]), folder, user=f"{folders[0]} beside it")
             # Two sets may number the same races otherwise; -1 takes the last.
-            own = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
+            races = [*(codes.setdefault(race, len(codes)) for race in manifest["races"]), -1]
             for name in manifest["shards"]:
                 if name.startswith(f"{split}-"):
-                    index = _load(folder / f"{name}.index.npy")
-                    shard_ids.append(np.full(len(index), len(self._images)))
-                    indices.append(index)
-                    sources.append(np.full(len(index), number))
-                    races.append(np.array(own, np.int64)[index["race"]])
-                    self._images.append(_load(folder / f"{name}.images.npy"))
-        places = ", ".join(str(folder) for folder in folders)
-        if not sum(map(len, indices)):
+                    index = _load(Path(folder) / f"{name}.index.npy")
+                    race = np.array(races, np.int64)[index["race"]]
+                    shard = np.full(len(index), len(self._images))
+                    parts.append((index, race, shard, np.full(len(index), source)))
+                    self._images.append(_load(Path(folder) / f"{name}.images.npy"))
+        if not any(len(index) for index, *_ in parts):
+            places = ", ".join(map(str, folders))
             raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
-        self.index = np.concatenate(indices)
-        self._shard = np.concatenate(shard_ids)
-        self.source = np.concatenate(sources)
-        self.races, self.race = tuple(codes), np.concatenate(races)
+        self.races = tuple(codes)
+        self.index, self.race, self._shard, self.source = map(
+            np.concatenate, zip(*parts, strict=True)
+        )
 
     def select(self, chosen: np.ndarray) -> "FaceSet":
-        """Returns some of the faces.
-
-        Args:
-            chosen: A mask, or numbers of faces.
-        """
+        """Returns some of the faces: those of a mask, or of numbers."""
         part = copy.copy(self)
         part.__dict__.pop("age_branch", None)
         for name in ("index", "source", "race", "_shard"):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from agelib import AgelibError, first_line
 from agelib.backend import keras, silent_stderr
 from agelib.config import Config, Crop
-from agelib.faces.cropping import crop_images
+from agelib.faces.crop import crop_images
 from agelib.faces.images import Rejected, resize
 from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop
 from agelib.files import atomic

@@ -3,7 +3,7 @@
 import numpy as np
 
 from agelib.backend import keras
-from agelib.datasets.tables import find
+from agelib.datasets.tables import find_dataset
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES, GENDERS, MIN_AGE
 from agelib.model.inference import estimate_views, fit_temperature
@@ -30,7 +30,7 @@ def sampling_weights(faces: FaceSet) -> np.ndarray:
     Args:
         faces: The train faces of all sets.
     """
-    trust = np.array([find(name).sampling_weight for name in faces.sources])[faces.source]
+    trust = np.array([find_dataset(name).sampling_weight for name in faces.sources])[faces.source]
     cells = faces.age_branch, faces.gender
     counts = np.zeros((len(AGE_BRANCHES), len(GENDERS)))
     np.add.at(counts, cells, trust)

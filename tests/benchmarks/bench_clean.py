@@ -27,7 +27,7 @@ from agelib.datasets import sample
 from agelib.datasets import tables as datasets
 from agelib.datasets.download import extract, fetch
 from agelib.datasets.tables import DATASETS
-from agelib.faces import cleaning, cropping, shards
+from agelib.faces import cleaning, shards
 from agelib.faces import crop as faces_crop
 from agelib.faces import images as faces
 from agelib.faces.detector import iou
@@ -85,7 +85,7 @@ def agreement(
     """
     same, confident, extra, alone = 0, 0, 0, 0
     images = [faces.read_image(config.raw / path) for path in table["path"]]
-    ours = cropping.detector(shared=False).detect(images)
+    ours = faces_crop.detector(shared=False).detect(images)
     for image, (shape, theirs), found in zip(images, loop, ours, strict=True):
         sure = [face for face in theirs if face.confidence >= CONFIDENT]
         confident += bool(sure)

@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib.backend import keras, tf
 from agelib.config import Crop
-from agelib.faces.crop import Face, crop_face
-from agelib.faces.cropping import crop_images
+from agelib.faces.crop import Face, crop_face, crop_images
 from agelib.faces.images import read_image, resize
 from agelib.model.inference import inference_graph
 from agelib.prediction.detection import PHOTO_CANVAS

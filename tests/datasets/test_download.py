@@ -339,11 +339,11 @@ def test_without_network_the_message_names_the_way_out(name, config):
 def test_official_archives_are_checked_against_their_md5(config, monkeypatch):
     asked = []
 
-    def arrive(url, partial):
+    def arrive(url, target, verify):
         asked.append(url)
-        write_tar(partial, WIKI)
+        verify(write_tar(target.parents[2] / target.name, WIKI))
 
-    monkeypatch.setattr(transfer, "_append_rest", arrive)
+    monkeypatch.setattr(transfer, "download", arrive)
     with pytest.raises(AgelibError, match="does not have the MD5 f536eb7f5eae229ae8f286184364b42b"):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
@@ -394,11 +394,11 @@ def kaggle(monkeypatch, tmp_path):
 def test_utkface_is_asked_for_with_its_resource_key_and_past_the_question(config, monkeypatch):
     asked = []
 
-    def arrive(url, partial):
+    def arrive(url, target, verify):
         asked.append(url)
-        write_tar(partial.with_suffix(".gz"), GOOD).rename(partial)
+        return write_tar(target, GOOD)
 
-    monkeypatch.setattr(transfer, "_append_rest", arrive)
+    monkeypatch.setattr(transfer, "download", arrive)
     assert tarfile.is_tarfile(download.fetch("utkface", config))
     for part in (
         "https://drive.usercontent.google.com/download?id=0BxYys69jI14kYVM3aVhKS1VhRUk&",
@@ -492,7 +492,7 @@ def test_the_message_names_what_each_place_said_and_every_way_round(home_says, c
 
 def test_a_disk_that_fills_up_is_no_reason_to_ask_kaggle(home_says, kaggle, config, monkeypatch):
     home_says(b"x" * 999)
-    monkeypatch.setattr(transfer, "_receive", full_disk)
+    monkeypatch.setattr(transfer.tqdm, "wrapattr", full_disk)
     with pytest.raises(AgelibError, match=r"UTKFace\.tar\.gz could not be stored .*: make room"):
         download.fetch("utkface", config)
     assert kaggle.asked == []
@@ -502,7 +502,7 @@ def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(
     home_says, kaggle, config, monkeypatch
 ):
     home_says(QUOTA, "text/html")
-    monkeypatch.setattr(transfer, "_receive", full_disk)
+    monkeypatch.setattr(transfer.tqdm, "wrapattr", full_disk)
     with pytest.raises(AgelibError, match=r"UTKFace\.tar\.gz could not be stored .*: make room"):
         download.fetch("utkface", config)
     assert len(kaggle.asked) == 1
@@ -596,7 +596,7 @@ def test_an_archive_put_there_by_hand_is_kept(mirrors, config, monkeypatch, sums
     path = by_hand(mirrors, config)
     if not sums:
         (mirrors / "SHA256SUMS").unlink()
-    monkeypatch.setattr(download, "_fetch_from_afar", None)
+    monkeypatch.setattr(transfer, "download", None)
     written = path.stat().st_mtime_ns
     assert download.fetch("wiki", config) == path
     assert path.stat().st_mtime_ns == written
@@ -651,7 +651,7 @@ def test_an_archive_that_was_damaged_and_completed_by_hand_is_kept(home, config,
     with pytest.raises(AgelibError, match="is damaged"):
         download.extract("wiki", config)
     path.write_bytes(content)
-    monkeypatch.setattr(download, "_fetch_from_afar", None)
+    monkeypatch.setattr(transfer, "download", None)
     assert download.fetch("wiki", config) == path
     assert contents(download.extract("wiki", config)) == WIKI
 

@@ -206,6 +206,15 @@ def test_a_set_without_any_usable_image_says_what_is_wrong_with_them(tmp_path):
     assert f"{folder}/0.jpg for one): write paths relative to the folder" in text
 
 
+def test_a_missing_image_that_is_named_many_times_is_a_sentence_too(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "labels.csv").write_text("path,age,gender\n" + "nobody.jpg,30,m\n" * 3)
+    config = Config.from_profile("own", own=folder, data=tmp_path)
+    with pytest.raises(AgelibError, match=r"2 duplicate, 1 missing.*name each image once"):
+        read_table("own", config)
+
+
 def matlab_day(year, month, day):
     return datetime.date(year, month, day).toordinal() + 366
 
@@ -308,10 +317,16 @@ def test_person_hash_never_changes():
     assert person_hash("é") == 5375421630974772051
 
 
+def hashes(names):
+    return np.array([person_hash(name) for name in names], np.uint64)
+
+
+PERSONS = hashes(str(i) for i in range(1000))
+
+
 def test_a_person_keeps_the_split_whatever_else_is_there(rng):
-    persons = [str(i) for i in range(1000)]
-    splits = dict(zip(persons, split_by_person(persons, 0.15), strict=True))
-    shuffled = rng.permutation(persons)[:300]
+    splits = dict(zip(PERSONS, split_by_person(PERSONS, 0.15), strict=True))
+    shuffled = rng.permutation(PERSONS)[:300]
     assert split_by_person(shuffled, 0.15).tolist() == [splits[person] for person in shuffled]
     assert set(splits.values()) == {"train", "val"}
 
@@ -321,22 +336,20 @@ def test_all_images_of_a_person_fall_into_one_split(tmp_path):
         {"path": f"{i % 7}/{i}_1981-05-05_2009.jpg", "name": f"Person {i % 40}"} for i in range(200)
     ]
     table = read_mat(tmp_path, *rows)
-    table["split"] = split_by_person(table["person"], 0.3)
+    table["split"] = split_by_person(hashes(table["person"]), 0.3)
     assert table["person"].nunique() == 40
     assert (table.groupby("person")["split"].nunique() == 1).all()
     assert table["split"].nunique() == 2
 
 
 def test_a_larger_val_fraction_only_adds_persons():
-    persons = [str(i) for i in range(1000)]
-    small, large = (split_by_person(persons, share) == "val" for share in (0.15, 0.3))
+    small, large = (split_by_person(PERSONS, share) == "val" for share in (0.15, 0.3))
     assert (small <= large).all()
     assert small.sum() < large.sum()
 
 
 def test_test_persons_are_taken_from_train_alone():
-    persons = [str(i) for i in range(1000)]
-    without, splits = split_by_person(persons, 0.15), split_by_person(persons, 0.15, 0.15)
+    without, splits = split_by_person(PERSONS, 0.15), split_by_person(PERSONS, 0.15, 0.15)
     assert ((splits == "val") == (without == "val")).all()
     assert (splits == "test").mean() == pytest.approx(0.15, abs=0.03)
     assert set(without[splits == "test"]) == {"train"}
@@ -344,7 +357,7 @@ def test_test_persons_are_taken_from_train_alone():
 
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5])
 def test_val_gets_its_share(share):
-    splits = split_by_person([f"nm{i:07d}" for i in range(10_000)], share)
+    splits = split_by_person(hashes(f"nm{i:07d}" for i in range(10_000)), share)
     assert (splits == "val").mean() == pytest.approx(share, abs=0.012)
 
 

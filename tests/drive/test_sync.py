@@ -134,8 +134,8 @@ def test_a_copy_that_was_lost_or_cut_off_on_drive_is_pushed_again(local, pushed,
 def test_what_the_user_uploaded_is_noted_and_not_copied(local, remote, monkeypatch):
     shutil.copytree(local, remote)
     (remote / "a.npy").write_bytes(b"FIRST")
-    copied, copy = [], sync._copy
-    monkeypatch.setattr(sync, "_copy", lambda *a: copied.append(a[0].name) or copy(*a))
+    copied, copy = [], shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda *a: copied.append(a[0].name) or copy(*a))
     assert sync.push(local, remote) == ["a.npy"]
     assert copied == ["a.npy"]
     assert contents(remote) == CONTENTS
@@ -666,16 +666,16 @@ def test_a_drive_that_fills_up_names_what_is_missing(faulty, tmp_path, monkeypat
 
 def test_while_a_file_is_replaced_the_sums_know_both(local, pushed, fresh, monkeypatch):
     (local / "a.npy").write_bytes(b"newer")
-    write, calls = sync._write_sums, []
+    atomic, written = sync.atomic, []
 
-    def once(folder, sums):
-        calls.append(folder)
-        if len(calls) == 2:
+    def once(path):
+        written.append(path.name)
+        if written.count("SHA256SUMS") == 2:
             raise KeyboardInterrupt
-        write(folder, sums)
+        return atomic(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "_write_sums", once)
+        patch.setattr(sync, "atomic", once)
         with pytest.raises(KeyboardInterrupt):
             sync.push(local, pushed)
     sync.pull(pushed, fresh)
@@ -734,7 +734,7 @@ def test_trouble_is_told_once_and_stops_nothing(work, remote, trouble, capsys):
         backup.push([work / name])
     said = capsys.readouterr().err
     assert said == (
-        "agelib: not on Drive yet: Drive is full: make room. No need to stop: work goes on, "
+        "agelib: not on Drive yet: Drive is full: make room. No need to stop: "
         f"{work} keeps everything, and Drive is tried again each time; this is said only once.\n"
     )
 

@@ -20,8 +20,9 @@ from agelib import AgelibError
 from agelib.config import Config, Crop
 from agelib.datasets import download, tables
 from agelib.datasets.sample import make_own
-from agelib.datasets.tables import read_imdb_wiki, read_utkface, split_by_person
-from agelib.faces import cleaning, cropping
+from agelib.datasets.tables import read_imdb_wiki, read_utkface
+from agelib.faces import cleaning, shards
+from agelib.faces import crop as cropping
 from agelib.faces.crop import choose_face, crop_face
 from agelib.faces.images import read_image
 from agelib.faces.shards import FaceSet, read_manifest
@@ -49,7 +50,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from agelib.faces import cleaning, cropping
+from agelib.faces import cleaning
+from agelib.faces import crop as cropping
 from agelib.config import Config
 from agelib.faces.crop import Face
 
@@ -239,13 +241,13 @@ def test_a_run_cut_off_goes_on_and_ends_as_an_uninterrupted_one(uncleaned, monke
         cleaning.clean("wiki", uncleaned, stop_after_three)
     assert not (folder / "manifest.json").exists()
 
-    units, again = cleaning._clean_unit, []
+    write_shard, again = shards.write_shard, []
 
-    def counting(rows, images, folder, stem, origin, shared):
-        again.append(stem)
-        return units(rows, images, folder, stem, origin, shared)
+    def counting(folder, name, jpegs, rows):
+        again.append(name)
+        return write_shard(folder, name, jpegs, rows)
 
-    monkeypatch.setattr(cleaning, "_clean_unit", counting)
+    monkeypatch.setattr(shards, "write_shard", counting)
     cleaning.clean("wiki", uncleaned)
     total = {path.name.split(".")[0] for path in expected_folder.glob("*.images.npy")}
     assert len(total) == 9
@@ -267,17 +269,8 @@ def test_a_unit_cut_off_in_its_middle_is_made_again(uncleaned, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_units")
-def test_units_of_equal_size_cover_every_usable_row_once(sample_config):
-    table = tables.read_table("wiki", sample_config)
-    units = cleaning._units(table)
-    assert all(0 < len(rows) <= 40 for rows in units.values())
-    paths = [path for rows in units.values() for path in rows["path"]]
-    assert sorted(paths) == sorted(table.loc[table["reject"] == "", "path"])
-
-
-@pytest.mark.usefixtures("small_units")
 def test_the_caller_is_handed_files_that_are_whole(uncleaned):
-    seen = []
+    seen, rows = [], []
 
     def check(files):
         assert all(path.stat().st_size for path in files)
@@ -287,9 +280,12 @@ def test_the_caller_is_handed_files_that_are_whole(uncleaned):
         for path in files[:-1]:
             assert path.stat().st_size == shard["files"][path.name]["size"]
         seen.append(stem)
+        rows.append(shard["rows"])
 
     cleaning.clean("utkface", uncleaned, check)
     assert sorted(seen) == [f"test-{i:05d}" for i in range(4)]
+    assert max(rows) == 40
+    assert sum(rows) == sum(tables.read_table("utkface", uncleaned)["reject"] == "")
 
 
 @pytest.mark.slow
@@ -410,18 +406,22 @@ def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_p
 def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, monkeypatch):
     config = Config.from_profile("own", own=tmp_path / "own", data=tmp_path)
     make_own(config.own)
-    table = tables.read_table("own", config)
-    before = cleaning._origin(table, config.own, "own", config)
+
+    class Blind:
+        def detect(self, images):
+            return [[] for _ in images]
 
     def busy(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(cleaning, "sha256", busy)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
-        cleaning._origin(table, config.own, "own", config)
-    monkeypatch.undo()
-    assert cleaning._origin(table, config.own, "own", config) == before
+    monkeypatch.setattr(cropping, "detector", lambda shared: Blind())
+    cleaning.clean("own", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(cleaning, "sha256", busy)
+        patch.setattr("time.sleep", lambda seconds: None)
+        with pytest.raises(AgelibError, match=r"could not be read \(Input/output error\)"):
+            cleaning.is_current("own", config)
+    assert cleaning.is_current("own", config)
 
 
 def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
@@ -434,7 +434,7 @@ def test_names_in_no_known_encoding_are_kept_in_the_books(config, tmp_path):
         os.makedirs(os.path.dirname(place), exist_ok=True)
         shutil.copy(good, place)
     table = read_utkface(images)
-    table["split"] = split_by_person(table["person"], 0, 1)
+    table["split"] = "test"
     folder = tmp_path / "faces"
     manifest = cleaning.clean_table(table, images, folder, "odd", config)
     assert manifest["counts"] == {"kept": 1, "name": 1}

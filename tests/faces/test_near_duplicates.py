@@ -131,11 +131,9 @@ def test_every_pair_of_several_copies_counts_once(rng):
     assert as_set(near_duplicates(thumbs[:2], thumbs)) == {(0, 0), (0, 2), (0, 4), (1, 1)}
 
 
-def test_a_lower_threshold_finds_more(rng):
+def test_a_photo_that_is_mixed_with_another_is_no_copy():
     faces = np.stack([PHOTO, cv2.addWeighted(PHOTO, 0.75, OTHER, 0.25, 0)])
-    thumbs = thumbnails(faces)
-    assert len(near_duplicates(thumbs)) == 0
-    assert near_duplicates(thumbs, threshold=0.93).tolist() == [[0, 1]]
+    assert len(near_duplicates(thumbnails(faces))) == 0
 
 
 def test_no_pairs_have_the_shape_of_pairs(rng):

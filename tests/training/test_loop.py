@@ -22,7 +22,7 @@ from agelib import AgelibError
 from agelib.backend import keras, tf
 from agelib.config import checkpoint_path
 from agelib.datasets import tables
-from agelib.datasets.tables import split_by_person
+from agelib.datasets.tables import person_hash, split_by_person
 from agelib.drive import sync
 from agelib.faces import cleaning
 from agelib.faces.shards import FaceSet, fingerprint
@@ -768,7 +768,7 @@ def test_faces_that_nearly_all_equal_held_out_ones_are_too_few(config, monkeypat
 def in_splits(table, splits):
     """Returns a table of people whose hashes put them into these splits."""
     names = np.array([f"person {i}" for i in range(10 * len(table))])
-    found = split_by_person(names, 0.15)
+    found = split_by_person(np.array([person_hash(name) for name in names]), 0.15)
     people = {split: iter(names[found == split].tolist()) for split in splits}
     return table.assign(person=[next(people[split]) for split in splits], split=splits)
 
