@@ -191,7 +191,7 @@ def _compile(networks: list, canvas_size: int) -> Callable:
 
 def _read_weights(name: str) -> list[np.ndarray]:
     """Returns each layer's kernel, bias and slopes of its PReLU, then the heads' without slopes."""
-    # The package itself would build the networks in Keras.
+    # The package, which brings lz4 along, would build the networks in Keras.
     packed = distribution("mtcnn").locate_file(f"mtcnn/assets/weights/{name}.lz4").read_bytes()
     return joblib.load(io.BytesIO(lz4.frame.decompress(packed)))
 
