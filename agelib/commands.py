@@ -243,8 +243,8 @@ def _run(config: Config) -> None:
         else ("was trained on " + " and ".join(config.train_sources))
     )
     print(
-        f"\nA photo of the astronaut Eileen Collins, in her thirties. The run's model {whose}; the "
-        "pretrained model was trained on real faces.\n"
+        f"\nA photo of the astronaut Eileen Collins, 41 or 42 years old. The run's model {whose}; "
+        "the pretrained model was trained on real faces.\n"
     )
     for model in (PRETRAINED, config.run_folder / "model.keras"):
         _predict(config, [photo], model, output=photo.parent)

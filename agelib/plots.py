@@ -1,4 +1,7 @@
-"""Figures. Every function returns a Figure and shows nothing: a notebook shows it."""
+"""Figures. Every function returns a Figure and shows nothing: a notebook shows it.
+
+None is wider than 7.5 inches, or its words could not be read on a phone.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,21 +23,19 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"
 
+_MONTAGE_COLUMNS = 4
 _AGE_STEP = 5
 _MOST_YEARS = 20
 
 
-def montage(
-    images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8
-) -> Figure:
-    """Shows images side by side.
+def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> Figure:
+    """Shows images side by side, four in a row.
 
     Args:
         images: RGB uint8, of any sizes.
         titles: One for each image.
-        columns: Images in a row.
     """
-    columns = max(1, min(columns, len(images)))
+    columns = max(1, min(_MONTAGE_COLUMNS, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 1.25 if titles is None else 1.55
     figure = Figure(figsize=(1.25 * columns, height * rows), layout="constrained")
@@ -72,7 +73,7 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
         ages: Whole years, shape (n,).
         genders: 0 Male or 1 Female, shape (n,).
     """
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
     axis = figure.subplots()
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
@@ -91,7 +92,7 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
 
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
     panels = {
         "loss": "loss",
         "age_branch_accuracy": "age branch accuracy",
@@ -113,7 +114,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     """Shows how probable each year is for each face, over the age branches."""
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained")
     axis = figure.subplots()
     labels = [f"face {i}: {each.age} years" for i, each in enumerate(estimates, 1)]
     _draw_ages(axis, [each.ages for each in estimates], [each.age for each in estimates], labels)
@@ -130,8 +131,9 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
         crop: What the network sees of the face, RGB uint8.
         estimate: The face's.
     """
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
-    photo, face, ages = figure.subplots(1, 3, width_ratios=(1, 0.8, 2))
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplot_mosaic([["photo", "face"], ["ages", "ages"]])
+    photo, face, ages = axes.values()
     photo.imshow(image)
     photo.add_patch(_box(estimate))
     face.imshow(crop)
@@ -145,7 +147,7 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
         f"EfficientNet: {estimate}",
     )
     for number, (axis, title) in enumerate(zip((photo, face, ages), what, strict=True), 1):
-        axis.set_title(f"{number}. {title}", fontsize=9, pad=18)
+        axis.set_title(f"{number}. {title}", fontsize=9, pad=18 if axis is ages else None)
     return figure
 
 
@@ -238,7 +240,7 @@ def confusion(report: dict[str, Any]) -> Figure:
     heads = [("age_branch", BRANCH_NAMES, "age branch"), ("gender", GENDERS, "gender")]
     heads = [head for head in heads if f"{head[0]}_confusion" in report]
     widths = [1 + len(names) for _, names, _ in heads]
-    figure = Figure(figsize=(1.1 * sum(widths), 4.2), layout="constrained")
+    figure = Figure(figsize=(0.83 * sum(widths), 3.5), layout="constrained")
     axes = figure.subplots(1, len(heads), width_ratios=widths, squeeze=False)[0]
     for axis, (head, names, title) in zip(axes, heads, strict=True):
         counts = np.array(report[f"{head}_confusion"])
@@ -269,7 +271,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     Args:
         estimates: From `agelib.evaluation.tables.estimates_table`.
     """
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
     by_age, within = figure.subplots(1, 2, width_ratios=(3, 2))
     off = estimates["years_off"]
     middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
@@ -293,7 +295,7 @@ def age_errors(estimates: pd.DataFrame) -> Figure:
     within.set_ylim(0, 1.03)
     within.set_xlabel("years off")
     within.set_ylabel("share of faces")
-    within.set_title("at most this many years off (cumulative score)", fontsize=10)
+    within.set_title("at most this many years off", fontsize=10)
     tidy(by_age)
     tidy(within)
     return figure
@@ -307,7 +309,7 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
     """
     heads = [("branch", "age_branch", "age branch"), ("gender", "gender", "gender")]
     heads = [head for head in heads if head[1] in estimates]
-    figure = Figure(figsize=(4 * len(heads), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.7 * len(heads), 3.5), layout="constrained")
     axes = figure.subplots(1, len(heads), squeeze=False)[0]
     for axis, (name, true, title) in zip(axes, heads, strict=True):
         confidence = estimates[f"{name}_confidence"].to_numpy()
@@ -329,7 +331,7 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
 def groups(report: dict[str, Any]) -> Figure:
     """Shows the accuracy of both heads for each group of people, with 95 % intervals."""
     rows = report["groups"]
-    figure = Figure(figsize=(9, 0.9 + 0.26 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.9 + 0.26 * len(rows)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))
     heads = [("age_branch", "age branch"), ("age_range", "age range"), ("gender", "gender")]
@@ -342,7 +344,7 @@ def groups(report: dict[str, Any]) -> Figure:
         axis.plot(scores, places, "o", color=COLOURS[0])
         axis.axvline(report[key], color=COLOURS[1], linewidth=1, linestyle=":")
         axis.set_xlim(-0.03, 1.03)
-        axis.set_xlabel("share of right answers; dotted line: all faces")
+        axis.set_xlabel("share of right answers")
         axis.set_title(title)
         tidy(axis)
     axes[0].set_yticks(places, [f"{row['group']}  ({row['n']:,})" for row in rows])

@@ -122,11 +122,21 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = "\n".join(source(cell) for cell in cells(path, "markdown"))
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+    for link in re.findall(r"(?:\]\(|src=\")(?!https?:)([^)\"\s]+)[)\"]", text):
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_every_figure_has_a_text_for_those_who_cannot_see_it(notebook):
+    for cell in cells(notebook, "code"):
+        if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
+            assert len(cell["metadata"].get("alt", "").split()) > 4, source(cell)
 
 
 def test_outputs_that_must_not_change_are_marked():
