@@ -26,8 +26,6 @@ def estimate_at(left, top, side=80, age=33):
     return Estimate(
         face=Face((left, top, left + side, top + side), 0.99, np.zeros((5, 2))),
         box=Box(round(left), round(top), round(left + side), round(top + side)),
-        age=age,
-        interval=(age, age),
         ages=ages,
         branches=np.eye(5)[age_branch(age)],
         genders=np.array([0.1, 0.9]),

@@ -65,28 +65,29 @@ def push(
 def pull(remote: Path, local: Path) -> list[str]:
     """Copies a file or a folder from Drive, and returns the names of the files it copied.
 
-    Leaves out what is here already and whole. Both paths are of the folder, or of the file under
-    one name. Raises AgelibError if there is nothing to copy, no space, or a copy does not arrive.
+    What is here already and whole is left out; `local` is the copy's own path. Raises AgelibError
+    if there is nothing to copy, no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
     with explained(f"{remote} could not be copied to {local}", remote, local.parent):
-        source, target, sums = remote, local, _read_sums(remote)
+        sums = _read_sums(remote)
+        paths = {name: (remote / name, local / name) for name in sums}
         if not sums and remote.name in (beside := _read_sums(remote.parent)):
-            source, target, sums = remote.parent, local.parent, {local.name: beside[local.name]}
+            sums, paths = {local.name: beside[remote.name]}, {local.name: (remote, local)}
         if not sums:
             raise AgelibError(f"{remote} holds nothing yet: run the notebook that makes it first.")
         stale = [
             name
-            for name, digests in sums.items()
-            if not (target / name).exists() or sha256(target / name) not in digests
+            for name, (_, target) in paths.items()
+            if not target.exists() or sha256(target) not in sums[name]
         ]
-        sizes = [_size(source / name) for name in stale]
+        sizes = [_size(paths[name][0]) for name in stale]
         if None in sizes:
-            lost = source / stale[sizes.index(None)]
-            raise AgelibError(f"{lost} is missing on Drive: push it again.")
+            missing, _ = paths[stale[sizes.index(None)]]
+            raise AgelibError(f"{missing} is missing on Drive: push it again.")
         need_space(local.parent, sum(sizes))
         for i, name in enumerate(_bar(stale, f"pull {remote.name}")):
-            _copy(source / name, target / name, sums[name], sum(sizes[i:]))
+            _copy(*paths[name], sums[name], sum(sizes[i:]))
     return stale
 
 
