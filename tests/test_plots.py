@@ -212,13 +212,13 @@ def test_a_photo_of_a_line_can_be_saved(shape, tmp_path):
 
 
 def test_boxes_keep_their_place_on_a_photo_scaled_down():
-    photo = np.zeros((2000, 3000, 3), np.uint8)
-    photo[:, 600:] = 0, 0, 255
-    pixels = pixels_of(plots.annotate(photo, [estimate_at(600, 400, age=33)], max_side=750))
-    assert pixels.shape[:2] == (500, 750)
-    assert [pixels[300, x, 2] for x in (145, 155)] == [0, 255]
+    photo = np.zeros((2000, 3200, 3), np.uint8)
+    photo[:, 640:] = 0, 0, 255
+    pixels = pixels_of(plots.annotate(photo, [estimate_at(640, 400, age=33)]))
+    assert pixels.shape[:2] == (1000, 1600)
+    assert [pixels[600, x, 2] for x in (310, 330)] == [0, 255]
     # The box is 80 pixels wide and high.
-    assert [pixels[110, x, 0] > 200 for x in (145, 150, 160, 170, 175)] == [0, 1, 0, 1, 0]
+    assert [pixels[220, x, 0] > 200 for x in (310, 320, 340, 360, 370)] == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(600, 800), (400, 1600), (300, 240)])

@@ -87,12 +87,12 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
     """
     model, metadata = saved.load_model(saved.PRETRAINED)
     name = config.test_sources[0]
-    _check_crop(name, config, metadata, "the pretrained model")
-    faces = FaceSet([config.faces / name], "test")
-    learned = metadata["config"]
+    folder, learned = config.faces / name, metadata["config"]
+    Crop.from_json(metadata["crop"]).check(read_crop(folder), folder, user="the pretrained model")
+    faces = FaceSet([folder], "test")
     held_out = (
         name not in learned["train_sources"]
-        or "test" in read_manifest(config.faces / name).get("official", [])
+        or "test" in read_manifest(folder).get("official", [])
         or (name in config.train_sources and config.val_fraction == learned["val_fraction"])
     )
     column = "agelib" if held_out else f"agelib, trained on {name}"
@@ -113,8 +113,9 @@ def score_model(
     """
     _check_trained_on(config)
     check_splits(config.train_sources, config)
-    for name in config.sources:
-        _check_crop(name, config, metadata, f"the model of run {config.run}")
+    crop = Crop.from_json(metadata["crop"])
+    for folder in (config.faces / name for name in config.sources):
+        crop.check(read_crop(folder), folder, user=f"the model of run {config.run}")
     splits, tests, estimates = {}, {}, []
     for split in ("train", "val"):
         faces = FaceSet([config.faces / name for name in config.train_sources], split)
@@ -126,11 +127,6 @@ def score_model(
         estimates.append(estimates_table(faces, outputs))
     splits["test"] = tests[config.test_sources[0]]
     return splits, tests, estimates[0]
-
-
-def _check_crop(name: str, config: Config, metadata: dict[str, Any], whose: str) -> None:
-    folder = config.faces / name
-    Crop.from_json(metadata["crop"]).check(read_crop(folder), folder, user=whose)
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -106,15 +106,11 @@ def _age_scores(faces: Any, ages: np.ndarray) -> dict[str, np.ndarray]:
     scores["age_range_accuracy"] = off == 0
     ranges = age_ranges(faces)
     if ranges is not None:
-        right = np.searchsorted(ranges[:, 0], faces.age)
-        scores["age_range_within_one"] = np.abs(_nearest(ranges, estimated) - right) <= 1
+        right, years = np.searchsorted(ranges[:, 0], faces.age), estimated[:, None]
+        # An estimate may lie in no range: the nearest is meant.
+        nearest = np.maximum(ranges[:, 0] - years, years - ranges[:, 1]).argmin(axis=1)
+        scores["age_range_within_one"] = np.abs(nearest - right) <= 1
     return scores
-
-
-def _nearest(ranges: np.ndarray, years: np.ndarray) -> np.ndarray:
-    """Returns the index of the range that each year lies in or is nearest to."""
-    beyond = np.maximum(ranges[:, 0] - years[:, None], years[:, None] - ranges[:, 1])
-    return beyond.argmin(axis=1)
 
 
 def _classification(

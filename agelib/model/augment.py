@@ -154,11 +154,8 @@ def _sample_bilinear(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor
     pixels = keras.ops.reshape(images, (-1, height * width, channels))
 
     def row(y: tf.Tensor) -> tf.Tensor:
-        ends = (tf.gather(pixels, y * width + x, batch_dims=1) for x in (left, right))
-        return _interpolate(*ends, to_right)
+        start, end = (tf.gather(pixels, y * width + x, batch_dims=1) for x in (left, right))
+        return start + (end - start) * to_right
 
-    return _interpolate(row(top), row(bottom), down)
-
-
-def _interpolate(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    return one + (other - one) * share
+    upper, lower = row(top), row(bottom)
+    return upper + (lower - upper) * down
