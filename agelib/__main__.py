@@ -13,26 +13,10 @@ from agelib import AgelibError, __version__, first_line
 from agelib.commands import COMMANDS
 from agelib.config import PROFILES, Config
 
-_STEPS = {
-    "download": "archives to data/raw",
-    "clean": "images to shards of faces",
-    "upload": "shards to Google Drive, verified",
-    "train": "shards to a model",
-    "evaluate": "model and test faces to a results table",
-    "predict": "photos to ages and genders",
-    "export": "a model to SavedModel, TFLite (float32, int8) and ONNX, checked against Keras",
-    "serve": "a page in the browser that estimates photos (needs Gradio)",
-    "ship": "a run's model to agelib/pretrained (for maintainers)",
-    "run": "the first six in order; what is done is skipped",
-}
-
-_MODEL_HELP = {
-    "evaluate": "a model.keras to test on --images; default as for predict",
-    "export": "a model.keras; default as for predict",
-    "predict": "a model.keras; default: the run's if --profile, --run or --data is given, else the "
-    "pretrained model",
-    "serve": "a model.keras; default as for predict",
-}
+_MODEL = (
+    "a model.keras; default: the run's if --profile, --run or --data is given, else the pretrained "
+    "model"
+)
 
 # The settings that a command uses, which its help explains; "train" and "run" use all. Each command
 # takes the others too, for scripts that give all commands the same.
@@ -90,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m agelib", description="Age and gender from faces.")
     parser.add_argument("--version", action="version", version=f"agelib {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in _STEPS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        settings = command.add_argument_group("settings", _settings_of(name))
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        settings = command.add_argument_group("settings", "default: as the profile has them")
         for field in dataclasses.fields(Config):
             used = field.name in _USED.get(name, (field.name,))
             _add_setting(settings, field, field.metadata["help"] if used else argparse.SUPPRESS)
@@ -100,24 +84,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings_of(command: str) -> str:
-    if command in ("predict", "serve", "export"):
-        return "of a run of yours; without any, the pretrained model answers"
-    return "default: as the profile has them"
-
-
 def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     """Adds what single commands take beside the settings."""
-    for name, text in _MODEL_HELP.items():
-        commands[name].add_argument("--model", type=Path, help=text)
-    for name in ("evaluate", "predict", "export"):
-        commands[name].add_argument("--json", action="store_true", help="print nothing but JSON")
+    evaluate, predict, export = (commands[name] for name in ("evaluate", "predict", "export"))
+    serve = commands["serve"]
+    for command in (evaluate, predict, export, serve):
+        command.add_argument("--model", type=Path, help=_MODEL)
+    for command in (evaluate, predict, export):
+        command.add_argument("--json", action="store_true", help="print nothing but JSON")
     commands["clean"].add_argument(
         "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
     )
-    evaluate, predict, export = (commands[name] for name in ("evaluate", "predict", "export"))
     evaluate.add_argument(
-        "--images", type=Path, help="a folder of images with a labels.csv, or named as in UTKFace"
+        "--images",
+        type=Path,
+        help="test --model on a folder of images with a labels.csv, or named as in UTKFace",
     )
     evaluate.add_argument(
         "--against",
@@ -131,34 +112,26 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     predict.add_argument("--csv", type=Path, help="file for a table with a row for each face")
     predict.add_argument("--output", type=Path, help="folder for annotated pictures")
     export.add_argument("--output", type=Path, required=True, help="folder to write to")
-    export.add_argument(
-        "--formats",
-        nargs="+",
-        choices=("saved_model", "tflite", "int8", "onnx"),
-        default=(),
-        help="default: all",
-    )
+    formats = ("saved_model", "tflite", "int8", "onnx")
+    export.add_argument("--formats", nargs="+", choices=formats, default=(), help="default: all")
     export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
-    commands["serve"].add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")
-    commands["serve"].add_argument("--port", type=int, default=7860, help="default: 7860")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")
+    serve.add_argument("--port", type=int, default=7860, help="default: 7860")
 
 
 def _add_setting(settings: argparse._ArgumentGroup, field: dataclasses.Field, text: str) -> None:
     """Adds a field of Config as an option; None stands for the profile's value."""
-    name = field.name
-    flag = f"--{name.replace('_', '-')}"
-    if name == "profile":
-        settings.add_argument(flag, choices=PROFILES, help=text)
-    elif name in ("train_sources", "test_sources"):
-        settings.add_argument(flag, nargs="+", help=text)
-    elif name in ("data", "own"):
-        settings.add_argument(flag, type=Path, help=text)
-    elif isinstance(field.default, bool):
-        settings.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    options: dict[str, typing.Any] = {"help": text}
+    if field.type is bool:
+        options["action"] = argparse.BooleanOptionalAction
     else:
-        # Of `int | None`, int.
-        kind = next(iter(typing.get_args(field.type)), field.type)
-        settings.add_argument(flag, type=kind, help=text)
+        # Of `int | None` and `tuple[str, ...]`, the first.
+        options["type"] = next(iter(typing.get_args(field.type)), field.type)
+    if typing.get_origin(field.type) is tuple:
+        options["nargs"] = "+"
+    if field.name == "profile":
+        options["choices"] = PROFILES
+    settings.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
 if __name__ == "__main__":

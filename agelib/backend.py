@@ -43,7 +43,7 @@ def _without_variable(name: str) -> Iterator[None]:
 # networks on others too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# With the variable set, `tensorflow.keras`, from which MTCNN is built, is another Keras.
+# With the variable set, `tensorflow.keras`, which `efficientnet` builds from, is another Keras.
 with silent_stderr(), _without_variable("TF_USE_LEGACY_KERAS"):
     import keras
     import tensorflow as tf

@@ -1,54 +1,52 @@
 """What each command does: a step of `agelib.steps`, and what it says to a terminal.
 
-A command gets the settings, and its own options by name. The imports stand inside the functions,
-so that `--help` and a wrong option need no TensorFlow.
+A command gets the settings, and its own options by name; its docstring is its help. What loads
+slowly is imported when it is used, so that `--help` and a wrong option need no TensorFlow.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import agelib
 from agelib import AgelibError
 from agelib.config import Config, Crop
+from agelib.model import saved
 
 
-def _download(config: Config) -> None:
-    from agelib import steps
+def download(config: Config) -> None:
+    """Fetches the archives and extracts them to data/raw."""
     from agelib.datasets.tables import find_dataset
 
     for name in config.sources:
         licence = "free" if config.profile == "sample" else find_dataset(name).licence
-        print(f"{name}: {steps.download(name, config)} ({licence})")
+        print(f"{name}: {agelib.steps.download(name, config)} ({licence})")
 
 
-def _clean(config: Config, verify: bool = False) -> None:
-    from agelib import steps
-
+def clean(config: Config, verify: bool = False) -> None:
+    """Cuts out the faces of all images and stores them in shards."""
     for name in config.sources:
-        damaged = steps.verify(name, config) if verify else None
-        counts = steps.clean(name, config)["counts"]
+        damaged = agelib.steps.verify(name, config) if verify else None
+        counts = agelib.steps.clean(name, config)["counts"]
         if damaged is not None:
             print(f"{name}: damaged and rebuilt: {', '.join(damaged) or 'nothing'}")
         order = sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1]))
         print(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in order))
 
 
-def _upload(config: Config) -> None:
-    from agelib import steps
-
+def upload(config: Config) -> None:
+    """Copies the shards to Google Drive and verifies them there."""
     for name in config.sources:
-        copied = steps.upload(name, config)
+        copied = agelib.steps.upload(name, config)
         place = config.drive / "faces" / name
         print(f"{name}: all verified in {place}; files copied now: {len(copied)}")
 
 
-def _train(config: Config) -> None:
-    from agelib import steps
-
-    last = steps.train(config).iloc[-1]
+def train(config: Config) -> None:
+    """Trains a model on the shards."""
+    last = agelib.steps.train(config).iloc[-1]
     print(
         f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
         f"(each seen once, without its mirror image): age branch "
@@ -56,7 +54,7 @@ def _train(config: Config) -> None:
     )
 
 
-def _evaluate(
+def evaluate(
     config: Config,
     images: Path | None = None,
     model: Path | None = None,
@@ -64,33 +62,23 @@ def _evaluate(
     against: Sequence[str] | None = None,
     json: bool = False,
 ) -> None:
-    from agelib import steps
-
+    """Scores a model on test faces and prints the results."""
     if against and (images or model):
         raise AgelibError("--against sets runs side by side: leave out --images and --model.")
     if model and not images:
         raise AgelibError("--model needs --images, a folder with a labels.csv or UTKFace's names.")
     if against:
-        table = steps.compare(config, [config.run, *against])
+        table = agelib.steps.compare(config, [config.run, *against])
         text = f"\nHow good is each run on the same test faces?\n\n{table.to_string()}"
         print(table.to_json(indent=1) if json else text)
         return
     if images:
-        report = _evaluate_folder(config, images, _model_path(config, model, of_run))
+        from agelib.evaluation.evaluate import evaluate_folder
+
+        report = evaluate_folder(images, _model_path(config, model, of_run), config)
     else:
-        report = steps.evaluate(config)
+        report = agelib.steps.evaluate(config)
     (_print_json if json else _print_report)(report)
-
-
-def _evaluate_folder(config: Config, images: Path, path: Path) -> dict[str, Any]:
-    from agelib.evaluation.evaluate import evaluate_folder
-    from agelib.model.saved import load_model
-
-    model, metadata = load_model(path)
-    config = dataclasses.replace(
-        config, **Crop.from_json(metadata["crop"]).to_json(), image_size=None
-    )
-    return evaluate_folder(images, model, path, config)
 
 
 def _print_json(value: Any) -> None:
@@ -98,27 +86,21 @@ def _print_json(value: Any) -> None:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from agelib.evaluation.tables import (
-        calibration_table,
-        duplicates_sentence,
-        groups_table,
-        name_worst,
-        recall_table,
-        results_table,
-    )
+    from agelib.evaluation import tables
 
-    print("\nHow often is the model right?\n", results_table(report).to_string(), sep="\n")
-    print("\nHow far off is it, and how sure?\n", calibration_table(report).to_string(), sep="\n")
+    print("\nHow often is the model right?\n", tables.results_table(report).to_string(), sep="\n")
+    print("\nHow far off is it, and how sure?\n")
+    print(tables.calibration_table(report).to_string())
     for name, scores in report.get("tests", {report["dataset"]: report}).items():
-        tables = (recall_table(scores).to_string(), groups_table(scores).to_string())
-        limits = (name_worst(scores), duplicates_sentence(scores["near_duplicates"]))
+        rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
         print(
             f"\nTested on {name}: each class, and each group of people",
-            *tables,
-            *limits,
+            tables.recall_table(scores).to_string(),
+            tables.groups_table(scores).to_string(),
+            tables.name_worst(scores),
+            tables.duplicates_sentence(scores["near_duplicates"]),
             sep="\n\n",
         )
-        rejected = ", ".join(f"{count:,} {reason}" for reason, count in scores["rejected"].items())
         print(f"left out of {name}: {rejected or 'nothing'}")
     print(
         "\nIn brackets: 95 % confidence interval. Balanced: the mean over the classes, each with "
@@ -128,13 +110,10 @@ def _print_report(report: dict[str, Any]) -> None:
 
 def _model_path(config: Config, model: Path | None, of_run: bool) -> Path:
     """Returns the model that was named, else that of the named run, else the pretrained one."""
-    from agelib import steps
-    from agelib.model.saved import PRETRAINED
-
-    return model or (steps.pull_model(config) if of_run else PRETRAINED)
+    return model or (agelib.steps.pull_model(config) if of_run else saved.PRETRAINED)
 
 
-def _predict(
+def predict(
     config: Config,
     photos: Sequence[str | Path],
     model: Path | None = None,
@@ -143,6 +122,7 @@ def _predict(
     csv: Path | None = None,
     json: bool = False,
 ) -> None:
+    """Estimates ages and genders in photos."""
     from tqdm import tqdm
 
     from agelib.prediction.estimator import Estimator
@@ -173,7 +153,7 @@ def _predict(
         raise AgelibError("Not all pictures could be written: see the lines above.")
 
 
-def _export(
+def export(
     config: Config,
     output: Path,
     model: Path | None = None,
@@ -182,72 +162,62 @@ def _export(
     images: Path | None = None,
     json: bool = False,
 ) -> None:
-    from agelib.model.saved import load_model
-    from agelib.prediction.export import (
-        describe_input,
-        export,
-        faces_to_check,
-        name_missing,
-        readable,
-    )
+    """Writes a model as SavedModel, TFLite (float32, int8) and ONNX, each compared with Keras."""
+    from agelib.prediction import export as exporting
 
     path = _model_path(config, model, of_run)
-    crops, what = faces_to_check(config, Crop.from_json(load_model(path)[1]["crop"]), images)
-    table = export(path, output, crops, formats)
+    crop = Crop.from_json(saved.load_model(path)[1]["crop"])
+    crops, what = exporting.faces_to_check(config, crop, images)
+    table = exporting.export(path, output, crops, formats)
     if json:
         print(table.to_json(orient="records", indent=1))
     else:
-        print(f"model: {path}, compared on {what}", readable(table).to_string(), sep="\n\n")
+        print(f"model: {path}, compared on {what}\n\n{exporting.readable(table).to_string()}")
         print("\ndifferences from Keras; ms: the median call of one face on this machine\n")
-        print(describe_input(path))
-    if not formats and (missing := name_missing()):
+        print(exporting.describe_input(path))
+    if not formats and (missing := exporting.name_missing()):
         print(missing, file=sys.stderr)
     if problems := [problem for problem in table["problem"] if problem]:
         raise AgelibError(" ".join(problems))
 
 
-def _serve(config: Config, host: str, port: int, model: Path | None, of_run: bool) -> None:
-    from agelib.prediction.page import serve
+def serve(config: Config, host: str, port: int, model: Path | None, of_run: bool) -> None:
+    """Opens a page in the browser that estimates photos (needs Gradio)."""
+    from agelib.prediction import page
 
-    serve(_model_path(config, model, of_run), host, port)
+    page.serve(_model_path(config, model, of_run), host, port)
 
 
-def _ship(config: Config) -> None:
-    from agelib import steps
-    from agelib.model.saved import PRETRAINED
-    from agelib.release import ship
+def ship(config: Config) -> None:
+    """Makes a run's model the pretrained one, in agelib/pretrained (for maintainers)."""
+    from agelib import release
 
     if config.profile == "sample":
         raise AgelibError(
             "The sample's model knows no real faces: ship a run of another --profile."
         )
-    steps.pull_model(config)
-    steps.pull_faces(config)
-    card = ship(config)
-    print(f"{PRETRAINED}: {card['bytes'] / 1e6:.1f} MB")
+    agelib.steps.pull_model(config)
+    agelib.steps.pull_faces(config)
+    print(f"{saved.PRETRAINED}: {release.ship(config)['bytes'] / 1e6:.1f} MB")
 
 
-def _run(config: Config) -> None:
-    from agelib import steps
-    from agelib.model.saved import PRETRAINED
-
-    for step in (_download, _clean, _upload, _train, _evaluate):
+def run(config: Config) -> None:
+    """Does the first six steps in order; what is done is skipped."""
+    for step in (download, clean, upload, train, evaluate):
         step(config)
     if config.weights == "agelib":
         print("\nOn the same test faces, after training and before it (agelib):\n")
-        print(steps.compare(config, [config.run, "agelib"]).to_string())
-    photo = _astronaut(config)
-    whose = (
-        "knows only the sample's drawn faces, no real one"
-        if config.profile == "sample"
-        else ("was trained on " + " and ".join(config.train_sources))
-    )
+        print(agelib.steps.compare(config, [config.run, "agelib"]).to_string())
+    whose = f"was trained on {' and '.join(config.train_sources)}"
+    if config.profile == "sample":
+        whose = "knows only the sample's drawn faces, no real one"
     print(
         f"\nA photo of the astronaut Eileen Collins, 41 or 42 years old. The run's model {whose}; "
         "the pretrained model was trained on real faces.\n"
     )
-    for model in (PRETRAINED, config.run_folder / "model.keras"):
-        _predict(config, [photo], model, output=photo.parent)
+    photo = _astronaut(config)
+    for model in (saved.PRETRAINED, config.run_folder / "model.keras"):
+        predict(config, [photo], model, output=photo.parent)
     print("\nNow a photo of yours: python -m agelib predict PHOTO --output FOLDER")
 
 
@@ -259,21 +229,10 @@ def _astronaut(config: Config) -> Path:
     from agelib.files import atomic
 
     path = config.run_folder / "figures" / "astronaut.png"
-    if not path.exists():
-        with atomic(path) as partial:
-            Image.fromarray(data.astronaut()).save(partial, "PNG")
+    with atomic(path) as partial:
+        Image.fromarray(data.astronaut()).save(partial, "PNG")
     return path
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "download": _download,
-    "clean": _clean,
-    "upload": _upload,
-    "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
-    "export": _export,
-    "serve": _serve,
-    "ship": _ship,
-    "run": _run,
-}
+_ALL = (download, clean, upload, train, evaluate, predict, export, serve, ship, run)
+COMMANDS: dict[str, Callable[..., None]] = {command.__name__: command for command in _ALL}

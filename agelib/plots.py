@@ -20,7 +20,7 @@ from agelib.model.inference import calibration_error, reliability
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.prediction.estimator import Estimate
 
-COLOURS = ("#3b6fb6", "#d1603d")
+_COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"
 
 _MONTAGE_COLUMNS = 4
@@ -28,13 +28,17 @@ _AGE_STEP = 5
 _MOST_YEARS = 20
 
 
-def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> Figure:
-    """Shows images side by side, four in a row.
+def _diagrams(width: float, height: float, count: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """Returns a figure of this size in inches, and its diagrams side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
-    Args:
-        images: RGB uint8, of any sizes.
-        titles: One for each image.
-    """
+
+def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> Figure:
+    """Shows images, RGB uint8 of any sizes, side by side, four in a row."""
     columns = max(1, min(_MONTAGE_COLUMNS, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 1.25 if titles is None else 1.55
@@ -42,82 +46,62 @@ def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for i, image in enumerate(images):
-        axes[i].imshow(image)
-        if titles is not None:
-            axes[i].set_title(titles[i], fontsize=8)
+    for axis, image in zip(axes, images, strict=False):
+        axis.imshow(image)
+    for axis, title in zip(axes, titles or (), strict=False):
+        axis.set_title(title, fontsize=8)
     return figure
 
 
 def reasons(counts: dict[str, int]) -> Figure:
     """Shows how many images were kept, and why the others were not, on a logarithmic scale."""
     counts = dict(sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1])))
-    figure = Figure(figsize=(7, 0.8 + 0.32 * len(counts)), layout="constrained")
-    axis = figure.subplots()
-    colours = [COLOURS[name != "kept"] for name in counts]
+    figure, [axis] = _diagrams(7, 0.8 + 0.32 * len(counts))
+    colours = [_COLOURS[name != "kept"] for name in counts]
     bars = axis.barh(list(counts), list(counts.values()), color=colours)
-    axis.bar_label(bars, [f"{value:,}" for value in counts.values()], padding=3)
+    axis.bar_label(bars, fmt="{:,.0f}", padding=3)
     axis.invert_yaxis()
-    axis.set_xscale("symlog")
+    axis.set(xscale="symlog", xlabel="images (logarithmic scale)")
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.margins(x=0.15)
-    axis.set_xlabel("images (logarithmic scale)")
-    tidy(axis)
     return figure
 
 
 def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
-    """Shows the ages of a face set by gender, over its age branches.
-
-    Args:
-        ages: Whole years, shape (n,).
-        genders: 0 Male or 1 Female, shape (n,).
-    """
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    axis = figure.subplots()
+    """Shows ages, whole years, by gender, 0 Male or 1 Female, over the age branches."""
+    figure, [axis] = _diagrams(7.5, 3)
     groups = [ages[genders == code] for code in range(2)]
     bins = np.arange(MIN_AGE, MAX_AGE + 2) - 0.5
-    axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=COLOURS)
+    axis.hist(groups, bins=bins, stacked=True, label=GENDERS, color=_COLOURS)
     counts = [int(((ages >= low) & (ages <= high)).sum()) for low, high in AGE_BRANCHES]
     _name_branches(axis, [f"\n{count:,}" for count in counts])
     for _, high in AGE_BRANCHES:
         axis.axvline(high + 0.5, color="0.6", linewidth=0.8, linestyle=":")
-    axis.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
-    axis.set_xlabel("age")
-    axis.set_ylabel("faces")
+    axis.set(xlim=(MIN_AGE - 1, MAX_AGE + 1), xlabel="age", ylabel="faces")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    tidy(axis)
     return figure
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation."""
-    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    panels = {
-        "loss": "loss",
-        "age_branch_accuracy": "age branch accuracy",
-        "gender_accuracy": "gender accuracy",
-    }
-    for axis, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for prefix, label, colour in (("", "train", COLOURS[0]), ("val_", "val", COLOURS[1])):
-            values = history[prefix + key]
+    names = ("loss", "age_branch_accuracy", "gender_accuracy")
+    figure, axes = _diagrams(7.5, 2.8, len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
+            values = history[prefix + name]
             axis.plot(history["epoch"], values, label=label, color=colour, marker=".")
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        if key != "loss":
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+        if name != "loss":
             axis.set_ylim(0, 1.03)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
-        tidy(axis)
     return figure
 
 
 def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
     """Shows how probable each year is for each face, over the age branches."""
-    figure = Figure(figsize=(7.5, 2.6), layout="constrained")
-    axis = figure.subplots()
-    labels = [f"face {i}: {each.age} years" for i, each in enumerate(estimates, 1)]
-    _draw_ages(axis, [each.ages for each in estimates], [each.age for each in estimates], labels)
+    figure, [axis] = _diagrams(7.5, 2.6)
+    _draw_ages(axis, estimates)
     if estimates:
         axis.legend(frameon=False)
     return figure
@@ -126,10 +110,7 @@ def age_distributions(estimates: Sequence["Estimate"]) -> Figure:
 def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     """Shows how a photo becomes an estimate: the face's box, the crop, each year's probability.
 
-    Args:
-        image: RGB uint8 of shape (height, width, 3).
-        crop: What the network sees of the face, RGB uint8.
-        estimate: The face's.
+    Photo and crop are RGB uint8 of shape (height, width, 3).
     """
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplot_mosaic([["photo", "face"], ["ages", "ages"]])
@@ -140,32 +121,25 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
     for axis in (photo, face):
         axis.axis("off")
         axis.set_anchor("N")
-    _draw_ages(ages, [estimate.ages], [estimate.age], [""])
-    what = (
-        "MTCNN finds the face",
-        f"the crop, {crop.shape[1]} pixels",
-        f"EfficientNet: {estimate}",
-    )
-    for number, (axis, title) in enumerate(zip((photo, face, ages), what, strict=True), 1):
-        axis.set_title(f"{number}. {title}", fontsize=9, pad=18 if axis is ages else None)
+    ages.spines[["top", "right"]].set_visible(False)
+    _draw_ages(ages, [estimate])
+    photo.set_title("1. MTCNN finds the face", fontsize=9)
+    face.set_title(f"2. the crop, {crop.shape[1]} pixels", fontsize=9)
+    ages.set_title(f"3. EfficientNet: {estimate}", fontsize=9, pad=18)
     return figure
 
 
-def _draw_ages(
-    axis: Axes, ages: Sequence[np.ndarray], medians: Sequence[int], labels: Sequence[str]
-) -> None:
+def _draw_ages(axis: Axes, estimates: Sequence["Estimate"]) -> None:
     """Draws how probable each year is, one line a face, over the age branches."""
-    for probabilities, median, label in zip(ages, medians, labels, strict=True):
-        line = axis.plot(np.arange(MIN_AGE, MAX_AGE + 1), probabilities, label=label)[0]
-        axis.axvline(median, color=line.get_color(), linewidth=0.8, linestyle=":")
+    for i, each in enumerate(estimates, 1):
+        years = np.arange(MIN_AGE, MAX_AGE + 1)
+        line = axis.plot(years, each.ages, label=f"face {i}: {each.age} years")[0]
+        axis.axvline(each.age, color=line.get_color(), linewidth=0.8, linestyle=":")
     for i, (low, high) in enumerate(AGE_BRANCHES):
         axis.axvspan(low - 0.5, high + 0.5, color=("0.92", "0.98")[i % 2], zorder=0)
     _name_branches(axis)
-    axis.set_xlim(MIN_AGE - 0.5, MAX_AGE + 0.5)
-    axis.set_ylim(0)
-    axis.set_xlabel("age")
-    axis.set_ylabel("probability")
-    tidy(axis)
+    axis.set(xlim=(MIN_AGE - 0.5, MAX_AGE + 0.5), ylim=(0, None))
+    axis.set(xlabel="age", ylabel="probability")
 
 
 def _name_branches(axis: Axes, more: Sequence[str] = ("",) * len(AGE_BRANCHES)) -> None:
@@ -183,12 +157,9 @@ def _box(estimate: "Estimate") -> Rectangle:
 
 
 def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int = 1600) -> Figure:
-    """Draws boxes and estimates on a photo.
+    """Draws boxes and estimates on a photo, RGB uint8 of shape (height, width, 3).
 
-    Args:
-        image: RGB uint8 of shape (height, width, 3).
-        estimates: The photo's faces; where they are several, their labels begin with a number.
-        max_side: Pixels, 640 or more.
+    Where there are several faces, their labels begin with a number.
 
     Returns:
         A figure of the photo's shape, 640 to `max_side` pixels on its longer side when saved.
@@ -202,8 +173,7 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
     shown = resize(image, size) if scale < 1 else image
     axis.imshow(shown, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto")
     axis.axis("off")
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     for number, estimate in enumerate(estimates, 1):
         axis.add_patch(_box(estimate))
         prefix = f"{number}: " if len(estimates) > 1 else ""
@@ -213,14 +183,8 @@ def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int =
 
 def _label(axis: Axes, x: float, y: float, text: str) -> None:
     """Writes a label above a point of a picture, moved so that all of it is inside."""
-    label = axis.text(
-        x,
-        y,
-        text,
-        fontsize=9,
-        va="bottom",
-        bbox={"facecolor": _HIGHLIGHT, "edgecolor": "none", "pad": 2, "alpha": 0.9},
-    )
+    background = {"facecolor": _HIGHLIGHT, "edgecolor": "none", "pad": 2, "alpha": 0.9}
+    label = axis.text(x, y, text, fontsize=9, va="bottom", bbox=background)
     canvas = FigureCanvasAgg(axis.figure)
     extent = label.get_window_extent(canvas.get_renderer())
     width, height = canvas.get_width_height()
@@ -228,11 +192,6 @@ def _label(axis: Axes, x: float, y: float, text: str) -> None:
     shift_y = max(2 - extent.y0, 0) + min(height - 2 - extent.y1, 0)
     place = np.add(axis.transData.transform((x, y)), (shift_x, shift_y))
     label.set_position(axis.transData.inverted().transform(place))
-
-
-def tidy(axis: Axes) -> None:
-    """Removes the top and right edges of a diagram."""
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def confusion(report: dict[str, Any]) -> Figure:
@@ -248,105 +207,70 @@ def confusion(report: dict[str, Any]) -> Figure:
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.set_anchor("N")
         for (row, column), share in np.ndenumerate(shares):
-            axis.text(
-                column,
-                row,
-                f"{share:.0%}\n{counts[row, column]:,}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share > 0.5 else "black",
-            )
+            colour = "white" if share > 0.5 else "black"
+            text = f"{share:.0%}\n{counts[row, column]:,}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
         axis.set_xticks(range(len(names)), names)
         axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel("estimated")
-        axis.set_ylabel("true")
+        axis.set(xlabel="estimated", ylabel="true")
         axis.set_title(f"{title}: {report[f'{head}_accuracy']:.1%} right")
     return figure
 
 
 def age_errors(estimates: pd.DataFrame) -> Figure:
-    """Shows the error by the true age, and the share of faces within each number of years.
-
-    Args:
-        estimates: From `agelib.evaluation.tables.estimates_table`.
-    """
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    by_age, within = figure.subplots(1, 2, width_ratios=(3, 2))
+    """Shows an `estimates_table`: the error by true age, the share of faces within N years."""
+    figure, [by_age, within] = _diagrams(7.5, 3, 2, width_ratios=(3, 2))
     off = estimates["years_off"]
     middle = (estimates["age"] + estimates.get("age_to", estimates["age"])) // 2
     middle = (middle - MIN_AGE) // _AGE_STEP * _AGE_STEP + MIN_AGE + _AGE_STEP // 2
     size, direction = off.abs().groupby(middle).mean(), off.groupby(middle).mean()
-    by_age.bar(
-        size.index, size, 0.8 * _AGE_STEP, color=COLOURS[0], alpha=0.5, label="size of the error"
-    )
-    by_age.plot(direction, color=COLOURS[1], marker=".", label="too old (+) or too young (-)")
+    width = 0.8 * _AGE_STEP
+    by_age.bar(size.index, size, width, color=_COLOURS[0], alpha=0.5, label="size of the error")
+    by_age.plot(direction, color=_COLOURS[1], marker=".", label="too old (+) or too young (-)")
     by_age.axhline(0, color="0.4", linewidth=0.8)
-    by_age.set_xlim(MIN_AGE - 1, MAX_AGE + 1)
-    by_age.set_xlabel("true age")
-    by_age.set_ylabel("years")
+    by_age.set(xlim=(MIN_AGE - 1, MAX_AGE + 1), xlabel="true age", ylabel="years")
     by_age.set_title("mean error by true age", fontsize=10)
     by_age.legend(frameon=False, fontsize=8)
     years = np.arange(_MOST_YEARS + 1)
-    shares = [(off.abs() <= year).mean() for year in years]
-    within.plot(years, shares, color=COLOURS[0])
-    within.set_xlim(0, _MOST_YEARS)
-    within.set_xticks(range(0, _MOST_YEARS + 1, 5))
-    within.set_ylim(0, 1.03)
-    within.set_xlabel("years off")
-    within.set_ylabel("share of faces")
+    within.plot(years, [(off.abs() <= year).mean() for year in years], color=_COLOURS[0])
+    within.set(xlim=(0, _MOST_YEARS), ylim=(0, 1.03), xticks=years[::5])
+    within.set(xlabel="years off", ylabel="share of faces")
     within.set_title("at most this many years off", fontsize=10)
-    tidy(by_age)
-    tidy(within)
     return figure
 
 
 def reliability_diagram(estimates: pd.DataFrame) -> Figure:
-    """Shows how often each head is right, by its confidence.
-
-    Args:
-        estimates: From `agelib.evaluation.tables.estimates_table`.
-    """
+    """Shows of an `estimates_table` how often each head is right, by its confidence."""
     heads = [("branch", "age_branch", "age branch"), ("gender", "gender", "gender")]
     heads = [head for head in heads if head[1] in estimates]
-    figure = Figure(figsize=(3.7 * len(heads), 3.5), layout="constrained")
-    axes = figure.subplots(1, len(heads), squeeze=False)[0]
+    figure, axes = _diagrams(3.7 * len(heads), 3.5, len(heads))
     for axis, (name, true, title) in zip(axes, heads, strict=True):
         confidence = estimates[f"{name}_confidence"].to_numpy()
         right = (estimates[f"estimated_{name}"] == estimates[true]).to_numpy()
         steps = reliability(confidence, right)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         sizes = 200 * steps["faces"] / steps["faces"].max()
-        axis.plot(steps["confidence"], steps["accuracy"], color=COLOURS[0], linewidth=1)
-        axis.scatter(steps["confidence"], steps["accuracy"], sizes, color=COLOURS[0], alpha=0.6)
-        axis.set_xlim(0, 1.05)
-        axis.set_ylim(0, 1.05)
-        axis.set_xlabel("confidence")
-        axis.set_ylabel("accuracy")
+        axis.plot(steps["confidence"], steps["accuracy"], color=_COLOURS[0], linewidth=1)
+        axis.scatter(steps["confidence"], steps["accuracy"], sizes, color=_COLOURS[0], alpha=0.6)
+        axis.set(xlim=(0, 1.05), ylim=(0, 1.05), xlabel="confidence", ylabel="accuracy")
         axis.set_title(f"{title}: calibration error {calibration_error(confidence, right):.1%}")
-        tidy(axis)
     return figure
 
 
 def groups(report: dict[str, Any]) -> Figure:
     """Shows the accuracy of both heads for each group of people, with 95 % intervals."""
     rows = report["groups"]
-    figure = Figure(figsize=(7.5, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = _diagrams(7.5, 0.9 + 0.26 * len(rows), 2, sharey=True)
     places = np.arange(len(rows))
-    heads = [("age_branch", "age branch"), ("age_range", "age range"), ("gender", "gender")]
-    heads = [head for head in heads if f"{head[0]}_accuracy" in report]
-    for axis, (head, title) in zip(axes, (heads[0], heads[-1]), strict=True):
+    age = "age_branch" if "age_branch_accuracy" in report else "age_range"
+    for axis, head in zip(axes, (age, "gender"), strict=True):
         key = f"{head}_accuracy"
         scores = [row[key] for row in rows]
         ends = np.array([row["intervals"][key] or (row[key],) * 2 for row in rows])
-        axis.hlines(places, ends[:, 0], ends[:, 1], color=COLOURS[0], alpha=0.5, linewidth=4)
-        axis.plot(scores, places, "o", color=COLOURS[0])
-        axis.axvline(report[key], color=COLOURS[1], linewidth=1, linestyle=":")
-        axis.set_xlim(-0.03, 1.03)
-        axis.set_xlabel("share of right answers")
-        axis.set_title(title)
-        tidy(axis)
+        axis.hlines(places, ends[:, 0], ends[:, 1], color=_COLOURS[0], alpha=0.5, linewidth=4)
+        axis.plot(scores, places, "o", color=_COLOURS[0])
+        axis.axvline(report[key], color=_COLOURS[1], linewidth=1, linestyle=":")
+        axis.set(title=head.replace("_", " "), xlim=(-0.03, 1.03), xlabel="share of right answers")
     axes[0].set_yticks(places, [f"{row['group']}  ({row['n']:,})" for row in rows])
     axes[0].invert_yaxis()
     return figure

@@ -20,7 +20,7 @@ import pandas as pd
 from agelib import AgelibError, __version__
 from agelib.config import UNRELATED_TO_TRAINING, Config
 from agelib.datasets.tables import find_dataset
-from agelib.evaluation.evaluate import estimate_splits, score_split
+from agelib.evaluation.evaluate import score_model
 from agelib.evaluation.tables import (
     compare_table,
     duplicates_sentence,
@@ -30,7 +30,7 @@ from agelib.evaluation.tables import (
 )
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
-from agelib.model.saved import PRETRAINED, load_model, read_model, save_model
+from agelib.model.saved import PRETRAINED, load_model, save_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -81,128 +81,125 @@ over people. *Balanced* is the mean over the classes: each class has the same we
 def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     """Writes a run's model in half the space, and beside it its card: `card.json` and `README.md`.
 
-    Args:
-        config: The run's settings.
-        path: The file to write; by default the pretrained model's.
-
     Returns:
-        The card: `note` (what the model's file says of itself, its settings among it), `before`
-        (settings and seconds of the runs whose models it started from), `data` (of
-        each data set the licence, the number of faces in each split, and of images left out, by
-        reason), `scores` of each split, those of each test set as `tests`, and `sha256` and `bytes`
-        of the file.
+        The card: `note` (the metadata of the model's file, its settings among them), `before`
+        (settings and seconds of the runs whose models it started from), `data` (of each data set
+        the licence, the number of faces in each split, and of images left out, by reason), `scores`
+        of each split, those of each test set as `tests`, and `sha256` and `bytes` of the file.
 
     Raises:
         AgelibError: If there is no model, or there are not the faces that it was trained on.
     """
-    model, note = load_model(config.run_folder / "model.keras")
-    _check_note(config, note)
-    round_weights(model)
-    found = [
-        (split, name, score_split(faces, outputs))
-        for split, name, faces, outputs in estimate_splits(model, note, config)
-    ]
+    model, metadata = load_model(config.run_folder / "model.keras")
+    _check_metadata(config, metadata)
+    _round_weights(model)
+    splits, tests, _ = score_model(model, metadata, config)
     card = {
         "shipped_with": __version__,
-        "note": note,
-        "before": _runs_before(note),
+        "note": metadata,
+        "before": _runs_before(metadata),
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
-        "scores": {split: figures for split, _, figures in reversed(found)},  # the first test set's
-        "tests": {name: figures for _, name, figures in found if name},
+        "scores": splits,
+        "tests": tests,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        plain, packed = Path(scratch) / "plain.keras", Path(scratch) / "packed.keras"
-        save_model(model, plain, note)
-        deflate(plain, packed)
-        card |= {"sha256": sha256(packed), "bytes": packed.stat().st_size}
+        file = Path(scratch) / path.name
+        save_model(model, file, metadata, zipfile.ZIP_DEFLATED)
+        card |= {"sha256": sha256(file), "bytes": file.stat().st_size}
         with atomic(path.with_name("README.md")) as partial:
             partial.write_text(card_text(card), encoding="utf-8")
         write_json(path.with_name("card.json"), card)
-        packed.replace(path)
+        file.replace(path)
     return card
 
 
-def _check_note(config: Config, note: dict[str, Any]) -> None:
+def _check_metadata(config: Config, metadata: dict[str, Any]) -> None:
     """Makes sure that a run says how it was made, and that it was with these settings."""
-    if not {"environment", "seconds", "near_duplicates"} <= note.keys():
+    if not {"environment", "seconds", "near_duplicates"} <= metadata.keys():
         raise AgelibError(
-            f"Run {config.run} was trained by agelib {note['agelib']}, which does not note "
+            f"Run {config.run} was trained by agelib {metadata['agelib']}, which does not note "
             "all that the card says: train it again."
         )
-    noted = note["config"]
-    for name, value in config.resolved.to_dict().items():
-        # A run of an earlier agelib notes fewer settings.
-        if name not in UNRELATED_TO_TRAINING and noted.get(name, value) != value:
+    for name, value in config.to_dict().items():
+        # A run of an earlier agelib has fewer settings.
+        trained_with = metadata["config"].get(name, value)
+        if name not in UNRELATED_TO_TRAINING and trained_with != value:
             raise AgelibError(
-                f"Run {config.run} was trained with {name} {noted[name]}, but {value} is asked "
+                f"Run {config.run} was trained with {name} {trained_with}, but {value} is asked "
                 "for: give the settings of its train command."
             )
 
 
-def _runs_before(note: dict[str, Any]) -> list[dict[str, Any]]:
+def _runs_before(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns settings and duration of the runs whose models a run started from, first to last."""
-    weights = str(note["config"]["weights"])
+    weights = str(metadata["config"]["weights"])
     if not weights.endswith(".keras"):
         return []
-    _, start = read_model(Path(weights))
+    _, start = load_model(Path(weights), any_branches=True)
     return [*_runs_before(start), {name: start[name] for name in ("config", "seconds")}]
 
 
 def _describe(name: str, config: Config) -> dict[str, Any]:
     """Returns what the card says of a data set."""
     known, manifest = find_dataset(name), read_manifest(config.faces / name)
-    left_out = {reason: n for reason, n in manifest["counts"].items() if reason != "kept"}
     return {
         "licence": known.licence,
         "home": known.home,
         "faces": manifest["splits"],
-        "left_out": left_out,
+        "left_out": {why: n for why, n in manifest["counts"].items() if why != "kept"},
     }
+
+
+def _round_weights(model: "keras.Model") -> None:
+    """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of."""
+    with np.errstate(over="ignore"):
+        rounded = [w.astype(np.float16).astype(w.dtype) for w in model.get_weights()]
+    if not all(np.isfinite(w).all() for w in rounded):
+        raise AgelibError("A weight of the model is beyond 65504, the most that 16 bits hold.")
+    model.set_weights(rounded)
 
 
 def train_command(settings: dict[str, Any]) -> str:
     """Returns the command that makes a run, without the settings that follow from its others.
 
-    Args:
-        settings: As `Config.to_dict` returns them; those of an earlier agelib may be fewer.
+    The settings are those of `Config.to_dict`; an earlier agelib had fewer.
     """
     plain = Config.from_profile(settings["profile"])
-    profile = plain.to_dict()
-    given = {name: settings[name] for name in profile if name in settings}
-    derived = [name for name in given if getattr(plain, name) != getattr(plain.resolved, name)]
-    for name in derived:
-        others = {other: value for other, value in given.items() if other != name}
-        others["weights"] = given["weights"] or "none"
-        if Config.from_profile(**others).to_dict()[name] == given[name]:
-            del given[name]
-    given = {n: value for n, value in given.items() if n in derived or value != profile[n]}
+    defaults = plain.to_dict() | {"weights": plain.weights or "none"}
+    given = {name: settings[name] for name in defaults if name in settings}
+    given["weights"] = given["weights"] or "none"
     options = [f"--profile {settings['profile']}"]
     for name, value in given.items():
-        flag = name.replace("_", "-")
+        default, flag = defaults[name], name.replace("_", "-")
+        if getattr(plain, name) != getattr(plain.resolved, name):
+            others = {other: given[other] for other in given if other != name}
+            default = Config.from_profile(**others).to_dict()[name]
+        if value == default:
+            continue
         if isinstance(value, bool):
             options.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            values = value if isinstance(value, list) else ["none" if value is None else value]
+            values = value if isinstance(value, list) else [value]
             options.append(f"--{flag} {shlex.join(map(str, values))}")
     return f"python -m agelib run {' '.join(options)}"
 
 
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
-    note = card["note"]
-    runs = [*card.get("before", []), note]
+    metadata = card["note"]
+    runs = [*card.get("before", []), metadata]
     weights = runs[0]["config"]["weights"]
     starts = {None: "random weights", "imagenet": "ImageNet weights"}
-    fields = card | note | note["config"] | note["environment"]
     tests = dict(sorted(card["tests"].items()))  # as card.json has them
+    fields = card | metadata | metadata["config"] | metadata["environment"]
     fields |= {
         "megabytes": card["bytes"] / 1e6,
         "command": "\n    ".join(train_command(run["config"]) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
-        "near_duplicates": _near_duplicates_text(note["near_duplicates"]),
+        "near_duplicates": _near_duplicates_text(metadata["near_duplicates"]),
         "duration": _duration(sum(run["seconds"] for run in runs)),
         "scores": _markdown(compare_table(tests).rename_axis("score")),
         "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
@@ -226,10 +223,8 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
 def _near_duplicates_text(left_out: dict[str, int]) -> str:
     if not left_out:
         return "Train faces that nearly equal a validation or test face were kept."
-    return (
-        f"{sum(left_out.values()):,} train faces were left out, as near-duplicates of validation "
-        "or test faces."
-    )
+    count = sum(left_out.values())
+    return f"{count:,} train faces were left out, as near-duplicates of validation or test faces."
 
 
 def _duration(seconds: float) -> str:
@@ -252,29 +247,6 @@ def _markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
-def round_weights(model: "keras.Model") -> None:
-    """Rounds weights to what 16 bits hold, which packs well and changes no answer to speak of.
-
-    Raises:
-        AgelibError: If a weight is beyond their range.
-    """
-    with np.errstate(over="ignore"):
-        rounded = [w.astype(np.float16).astype(w.dtype) for w in model.get_weights()]
-    if not all(np.isfinite(w).all() for w in rounded):
-        raise AgelibError("A weight of the model is beyond 65504, the most that 16 bits hold.")
-    model.set_weights(rounded)
-
-
-def deflate(plain: Path, packed: Path) -> None:
-    """Packs a .keras file, which Keras writes unpacked; Keras reads both."""
-    with (
-        zipfile.ZipFile(plain) as source,
-        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
-    ):
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-
-
 def read_address(root: Path = ROOT) -> str:
     """Returns the address, for example "https://github.com/NAME/agelib"."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -287,17 +259,10 @@ def files_with_address(root: Path = ROOT) -> list[Path]:
 
 
 def write_address(address: str, root: Path = ROOT) -> list[Path]:
-    """Writes a new address everywhere.
-
-    Args:
-        address: Of a repository on GitHub, since that is where Colab opens notebooks from.
-        root: The repository's folder.
-
-    Returns:
-        The files that changed.
+    """Writes a new address everywhere, and returns the files that changed.
 
     Raises:
-        AgelibError: If it is no such address.
+        AgelibError: If it is none on GitHub, which is where Colab opens notebooks from.
     """
     match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
     if not match:

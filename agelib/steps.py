@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from agelib import AgelibError, disk, plots, training
 from agelib.config import Config, checkpoint_path
@@ -30,10 +31,9 @@ from agelib.files import read_json
 
 
 def download(name: str, config: Config) -> Path:
-    """Fetches an archive, keeps a copy on Drive, and extracts it.
+    """Fetches an archive, keeps a copy on Drive, extracts it, and returns the images' folder.
 
-    Returns:
-        The folder with the images; one of your own as it is.
+    Of a folder of your own nothing is copied to Drive.
     """
     check_sources(config)
     if _is_yours(name, config):
@@ -44,15 +44,12 @@ def download(name: str, config: Config) -> Path:
     archive = downloading.fetch(name, config)
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
-    sync.push(archive, _archives_on_drive(config) / archive.name)
+    sync.push(archive, config.drive / "archives" / archive.name)
     return folder
 
 
 def clean(name: str, config: Config) -> dict[str, Any]:
-    """Turns a data set into shards; each goes to Drive as soon as it is whole.
-
-    Returns:
-        The manifest.
+    """Turns a data set into shards, and returns the manifest; each goes to Drive once it is whole.
 
     Raises:
         AgelibError: If the images are not there, or Drive or the folder holds other crops.
@@ -65,7 +62,10 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     pull_set(name, config)
     if yours:
         _your_images(name, config)  # on Colab, photos that are new on Drive since the download step
-        _forget_if_changed(name, config)
+        if not cleaning.is_current(name, config):
+            print(f"{name}: labels or settings changed, so all is cleaned again.", file=sys.stderr)
+            sync.remove(remote)
+            shutil.rmtree(faces, ignore_errors=True)
     else:
         if not images_folder(name, config).exists():
             _pull_archive(name, config)
@@ -76,12 +76,14 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 
 def _pull_archive(name: str, config: Config) -> None:
-    """Fetches an archive from Drive if it was pushed there and is not here."""
-    remote = archive_on_drive(name, config)
-    local = config.raw / remote.name
-    # The last: somebody may have made room on Drive since.
-    if not local.exists() and sync.holds(remote) and remote.exists():
-        sync.pull(remote, local)
+    """Fetches an archive from Drive if it was pushed there, under any of its names."""
+    folder = config.drive / "archives"
+    with disk.reading(folder):
+        found = find_dataset(name).archive.find_in(folder)
+        pushed = [path for path in found if sync.holds(path)]
+    if pushed and not (config.raw / pushed[0].name).exists():
+        local = config.raw / pushed[0].name
+        sync.pull(pushed[0], local)
         archives.write_metadata(local)
 
 
@@ -103,20 +105,10 @@ def _your_images(name: str, config: Config) -> Path:
     return folder
 
 
-def _forget_if_changed(name: str, config: Config) -> None:
-    """Removes the faces of photos or labels that have changed since; few as they are."""
-    if cleaning.is_current(name, config):
-        return
-    print(f"{name}: labels or settings have changed, so all are cleaned again.", file=sys.stderr)
-    sync.remove(config.drive / "faces" / name)
-    shutil.rmtree(config.faces / name, ignore_errors=True)
-
-
 def verify(name: str, config: Config) -> list[str]:
-    """Hashes every shard, and removes the damaged ones so that `clean` gets or makes them anew.
+    """Hashes every shard, removes the damaged ones, and returns their names.
 
-    Returns:
-        The names of the damaged shards.
+    `clean` gets or makes them anew.
     """
     faces = config.faces / name
     if not (faces / MANIFEST).exists():
@@ -129,12 +121,9 @@ def verify(name: str, config: Config) -> list[str]:
 
 
 def upload(name: str, config: Config) -> list[str]:
-    """Brings a data set's shards to Drive and clears away the notes of unfinished work.
+    """Brings a data set's shards to Drive, and returns the names of the files that were new there.
 
     Every byte is read, here and there, and compared.
-
-    Returns:
-        The names of the files that were not there yet.
 
     Raises:
         AgelibError: If a shard here is damaged.
@@ -154,11 +143,7 @@ def upload(name: str, config: Config) -> list[str]:
 
 
 def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
-    """Makes sure that the shards of every data set are here.
-
-    Returns:
-        Data set -> manifest.
-    """
+    """Makes sure that the shards of every data set are here; returns their manifests by name."""
     for name in config.sources:
         pull_set(name, config)
     return {name: read_manifest(config.faces / name) for name in config.sources}
@@ -167,18 +152,14 @@ def pull_faces(config: Config) -> dict[str, dict[str, Any]]:
 def train(
     config: Config, on_epoch: Callable[[pd.DataFrame], None] = lambda history: None
 ) -> pd.DataFrame:
-    """Trains the run's model, or goes on with it, on the shards from Drive.
-
-    Returns:
-        The history, one row an epoch.
-    """
+    """Trains the run's model, or goes on with it; returns the history, one row an epoch."""
     pull_faces(config)
     pull_run(config)
-    remote, product = run_on_drive(config), config.run_folder / "model.keras"
-    pushed = remote / product.name
+    folder, remote = config.run_folder, _run_on_drive(config)
+    product, pushed = folder / "model.keras", remote / "model.keras"
     with disk.reading(remote):
         finished = product.exists() and sync.holds(pushed) and pushed.exists()
-    backup = Backup(config.run_folder, remote)
+    backup = Backup(folder, remote)
 
     def push_and_tell(history: pd.DataFrame) -> None:
         backup.push()
@@ -186,34 +167,37 @@ def train(
 
     history = training.train(config, push_and_tell)
     if not finished:
-        plots.learning_curves(history).savefig(_figure(config, "learning_curves"))
-        push_finished(product, config.run_folder, remote)
+        _save_figures(config, learning_curves=plots.learning_curves(history))
+        push_finished(product, folder, remote)
     return history
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Evaluates the run's model, and draws figures of its scores.
-
-    Returns:
-        The report, as `evaluation.json` holds it.
-    """
+    """Evaluates the run's model, draws figures of its scores, and returns `evaluation.json`."""
     pull_faces(config)
     pull_run(config)
     report = evaluate_run(config)
     estimates = read_estimates(config)
-    plots.confusion(report).savefig(_figure(config, "confusion"))
-    plots.age_errors(estimates).savefig(_figure(config, "age_errors"))
-    plots.reliability_diagram(estimates).savefig(_figure(config, "reliability"))
-    plots.groups(report).savefig(_figure(config, "groups"))
-    push_finished(config.run_folder, config.run_folder, run_on_drive(config))
+    _save_figures(
+        config,
+        confusion=plots.confusion(report),
+        age_errors=plots.age_errors(estimates),
+        reliability=plots.reliability_diagram(estimates),
+        groups=plots.groups(report),
+    )
+    push_finished(config.run_folder, config.run_folder, _run_on_drive(config))
     return report
 
 
-def read_estimates(config: Config) -> pd.DataFrame:
-    """Returns what the run's model says of each test face.
+def _save_figures(config: Config, **figures: Figure) -> None:
+    folder = config.run_folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
 
-    Returns:
-        As `agelib.evaluation.tables.estimates_table`.
+
+def read_estimates(config: Config) -> pd.DataFrame:
+    """Returns the `estimates_table` of the run's model and the first test set.
 
     Raises:
         AgelibError: If the run has not been evaluated yet.
@@ -225,24 +209,18 @@ def read_estimates(config: Config) -> pd.DataFrame:
 
 
 def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
-    """Returns the test scores of several runs side by side; those not evaluated yet are.
+    """Returns the `compare_table` of several runs; those not evaluated yet are.
 
     Args:
         config: Settings that the runs share: where they and their faces are.
         runs: Their names; "agelib" is the pretrained model.
-
-    Returns:
-        As `agelib.evaluation.tables.compare_table`.
     """
-    reports = {run: evaluate(as_trained(run, config)) for run in runs if run != "agelib"}
+    reports = {run: evaluate(_as_trained(run, config)) for run in runs if run != "agelib"}
     return compare_with_pretrained(reports, config) if "agelib" in runs else compare_table(reports)
 
 
 def pull_model(config: Config) -> Path:
-    """Makes sure that the run's model is here.
-
-    Returns:
-        Its path.
+    """Makes sure that the run's model is here, and returns its path.
 
     Raises:
         AgelibError: If it has not been trained yet.
@@ -252,12 +230,6 @@ def pull_model(config: Config) -> Path:
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
     return path
-
-
-def _figure(config: Config, name: str) -> Path:
-    folder = config.run_folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.png"
 
 
 def pull_set(name: str, config: Config) -> None:
@@ -276,18 +248,18 @@ def pull_set(name: str, config: Config) -> None:
 
 def pull_run(config: Config) -> None:
     """Fetches the run from Drive if it got further there than here."""
-    remote = run_on_drive(config)
+    remote = _run_on_drive(config)
     with disk.reading(remote):
         if sync.holds(remote) and _progress(remote) > _progress(config.run_folder):
             sync.pull(remote, config.run_folder)
 
 
-def as_trained(run: str, config: Config) -> Config:
+def _as_trained(run: str, config: Config) -> Config:
     """Returns the settings with another run's name, and with what that was trained on."""
     config = dataclasses.replace(config, run=run)
     pull_run(config)
-    noted = config.run_folder / "config.json"
-    sources = read_json(noted)["train_sources"] if noted.exists() else config.train_sources
+    path = config.run_folder / "config.json"
+    sources = read_json(path)["train_sources"] if path.exists() else config.train_sources
     return dataclasses.replace(config, train_sources=tuple(sources))
 
 
@@ -299,18 +271,5 @@ def _progress(folder: Path) -> tuple[bool, int]:
     return (folder / "model.keras").exists(), epochs
 
 
-def run_on_drive(config: Config) -> Path:
-    """Returns where the run lies on Drive."""
+def _run_on_drive(config: Config) -> Path:
     return config.drive / "runs" / config.run
-
-
-def archive_on_drive(name: str, config: Config) -> Path:
-    """Returns where an archive lies on Drive, under whichever of its names it was pushed."""
-    folder, archive = _archives_on_drive(config), find_dataset(name).archive
-    with disk.reading(folder):
-        pushed = (path for path in archive.find_in(folder) if sync.holds(path))
-        return next(pushed, folder / archive.file)
-
-
-def _archives_on_drive(config: Config) -> Path:
-    return config.drive / "archives"

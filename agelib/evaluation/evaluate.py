@@ -1,7 +1,7 @@
 """Evaluation: a model's scores on a run's faces or on any folder of labelled images."""
 
+import dataclasses
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from agelib import AgelibError, __version__
 from agelib.config import Config, Crop
 from agelib.datasets.tables import read_folder
-from agelib.evaluation.scores import score_faces
+from agelib.evaluation.scores import breakdown, metrics
 from agelib.evaluation.tables import compare_table, estimates_table
 from agelib.faces.cleaning import check_splits, clean_table
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
@@ -19,7 +19,6 @@ from agelib.faces.shards import MANIFEST, FaceSet, fingerprint, read_crop, read_
 from agelib.files import atomic, read_json, sha256, write_csv, write_json
 from agelib.model import saved
 from agelib.model.inference import estimate
-from agelib.model.saved import load_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -33,9 +32,6 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set,
     unless they exist for this version, model and faces.
 
-    Args:
-        config: The run's settings.
-
     Returns:
         The scores of the first test set, with those of its `groups`, `near_duplicates` (see
         `score_split`), `no_face` (images in which MTCNN found none), `rejected` (images left out,
@@ -46,9 +42,8 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     Raises:
         AgelibError: If there is no model or no faces.
     """
-    folder, first = config.run_folder, config.test_sources[0]
-    for name in config.sources:
-        read_manifest(config.faces / name)  # the error says what to do
+    folder = config.run_folder
+    manifests = {name: read_manifest(config.faces / name) for name in config.sources}
     made_of = {
         "manifests": {name: sha256(config.faces / name / MANIFEST) for name in config.sources},
         "sources": {"train": list(config.train_sources), "test": list(config.test_sources)},
@@ -57,17 +52,12 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     if done := _evaluated(folder, made_of):
         return done
     model_path = folder / "model.keras"
-    model, metadata = load_model(model_path)
-    splits, tests = {}, {}
-    for split, name, faces, outputs in estimate_splits(model, metadata, config):
-        found = score_split(faces, outputs)
-        splits.setdefault(split, found)
-        if name == first:
-            with atomic(folder / ESTIMATES) as partial:
-                write_csv(estimates_table(faces, outputs), partial)
-        if name:
-            tests[name] = _report(found, read_manifest(config.faces / name), model_path)
-    report = tests[first] | {"splits": splits, "tests": tests} | made_of
+    model, metadata = saved.load_model(model_path)
+    splits, tests, estimates = score_model(model, metadata, config)
+    with atomic(folder / ESTIMATES) as partial:
+        write_csv(estimates, partial)
+    tests = {name: _report(each, manifests[name], model_path) for name, each in tests.items()}
+    report = tests[config.test_sources[0]] | {"splits": splits, "tests": tests} | made_of
     report["train_left_out"] = metadata.get("near_duplicates", {})
     write_json(folder / REPORT, report)
     return report
@@ -85,18 +75,17 @@ def _evaluated(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
 def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) -> pd.DataFrame:
     """Returns a `compare_table` of runs and, as "agelib", of the pretrained model.
 
+    Its column is "agelib, trained on NAME" if the pretrained model may have been trained on some of
+    these faces, so that its scores are too good.
+
     Args:
         reports: Name of a run -> its report, from `evaluate_run`.
-        config: The first test source gives the faces.
-
-    Returns:
-        The table; its last column is "agelib, trained on NAME" if the pretrained model may have
-        been trained on some of these faces, so that its scores are too good.
+        config: Its first test source gives the faces.
 
     Raises:
         AgelibError: If that model needs other crops.
     """
-    model, metadata = load_model(saved.PRETRAINED)
+    model, metadata = saved.load_model(saved.PRETRAINED)
     name = config.test_sources[0]
     _check_crop(name, config, metadata, "the pretrained model")
     faces = FaceSet([config.faces / name], "test")
@@ -107,21 +96,17 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
         or (name in config.train_sources and config.val_fraction == learned["val_fraction"])
     )
     column = "agelib" if held_out else f"agelib, trained on {name}"
-    return compare_table(reports | {column: score_faces(faces, estimate(model, faces))})
+    return compare_table(reports | {column: metrics(faces, estimate(model, faces))})
 
 
-def estimate_splits(
+def score_model(
     model: "keras.Model", metadata: dict[str, Any], config: Config
-) -> Iterator[tuple[str, str, FaceSet, dict[str, np.ndarray]]]:
-    """Runs a model on the train and val faces of all sets, then on the test faces of each set.
+) -> tuple[dict[str, dict], dict[str, dict], pd.DataFrame]:
+    """Scores a model on a run's train and val faces of all sets, and on the test faces of each.
 
-    Args:
-        model: The model.
-        metadata: From its file.
-        config: The run's settings.
-
-    Yields:
-        The split, the test set's name ("" for train and val), faces, and what `estimate` returns.
+    Returns:
+        Split -> scores, test set -> scores, and the `estimates_table` of the first test set, whose
+        scores are those of the split "test".
 
     Raises:
         AgelibError: If there are no faces, the model was trained on others, or needs other crops.
@@ -130,11 +115,17 @@ def estimate_splits(
     check_splits(config.train_sources, config)
     for name in config.sources:
         _check_crop(name, config, metadata, f"the model of run {config.run}")
-    parts = [("train", "", config.train_sources), ("val", "", config.train_sources)]
-    parts += [("test", name, (name,)) for name in config.test_sources]
-    for split, name, sources in parts:
-        faces = FaceSet([config.faces / source for source in sources], split)
-        yield split, name, faces, estimate(model, faces)
+    splits, tests, estimates = {}, {}, []
+    for split in ("train", "val"):
+        faces = FaceSet([config.faces / name for name in config.train_sources], split)
+        splits[split] = score_split(faces, estimate(model, faces))
+    for name in config.test_sources:
+        faces = FaceSet([config.faces / name], "test")
+        outputs = estimate(model, faces)
+        tests[name] = score_split(faces, outputs)
+        estimates.append(estimates_table(faces, outputs))
+    splits["test"] = tests[config.test_sources[0]]
+    return splits, tests, estimates[0]
 
 
 def _check_crop(name: str, config: Config, metadata: dict[str, Any], whose: str) -> None:
@@ -143,24 +134,24 @@ def _check_crop(name: str, config: Config, metadata: dict[str, Any], whose: str)
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what `score_faces` does, and for test faces the `label_agreement` of near-duplicates.
+    """Returns the `metrics` of faces, and under `groups` their `breakdown`.
 
-    No score on these faces can mean more than their labels do.
+    For test faces also the `label_agreement` of `near_duplicates`: no score on these faces can mean
+    more than their labels do.
     """
-    scores = score_faces(faces, outputs)
-    if faces.split != "test":
-        return scores
-    pairs = near_duplicates(thumbnails(faces))
-    return scores | {"near_duplicates": label_agreement(faces, pairs)}
+    scores = metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}
+    if faces.split == "test":
+        pairs = near_duplicates(thumbnails(faces))
+        scores["near_duplicates"] = label_agreement(faces, pairs)
+    return scores
 
 
 def _check_trained_on(config: Config) -> None:
     """Makes sure that the held-out faces are not among those that the model was trained on."""
     path = config.run_folder / "config.json"
-    if not path.exists():  # the model was not trained here
-        return
     here = {name: fingerprint(config.faces / name) for name in config.train_sources}
-    if read_json(path)["faces"] != here:
+    # Without that file the model was not trained here.
+    if path.exists() and read_json(path)["faces"] != here:
         raise AgelibError(
             f"Run {config.run} was trained on other faces than {' and '.join(here)} in "
             f"{config.faces}: give the --train-sources of its train command, or train again with "
@@ -168,23 +159,19 @@ def _check_trained_on(config: Config) -> None:
         )
 
 
-def evaluate_folder(
-    images: Path, model: "keras.Model", model_path: Path, config: Config
-) -> dict[str, Any]:
+def evaluate_folder(images: Path, model_path: Path, config: Config) -> dict[str, Any]:
     """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
-    Args:
-        images: The folder; its faces are found and cropped as in cleaning.
-        model: The model.
-        model_path: Its file.
-        config: With the model's crop settings.
+    The faces are found and cropped as the model needs them.
 
     Returns:
         As `evaluate_run` does of one test set.
 
     Raises:
-        AgelibError: If no image has labels and a face.
+        AgelibError: If there is no model, or no image has labels and a face.
     """
+    model, metadata = saved.load_model(model_path)
+    config = dataclasses.replace(config, **Crop.from_json(metadata["crop"]).to_json())
     images = Path(images).absolute()
     if not images.is_dir():
         raise AgelibError(f"{images} is no folder: name one with images.")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, age_branch
@@ -16,6 +17,8 @@ FEWEST_PEOPLE = 10
 
 _SCORES = ("age_branch_accuracy", "age_range_accuracy", "age_mae", "gender_accuracy")
 _MOST_RANGES = 20
+
+Heads = dict[str, tuple[np.ndarray, np.ndarray, int]]  # true and estimated codes, and of how many
 
 
 def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -40,16 +43,20 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         and, where no two overlap, `age_range_within_one`, the share of estimates in the right range
         or the next one; under `intervals` those of `score_intervals`.
     """
-    heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
-    if in_branches(faces):
-        branch = outputs["age_branch"].argmax(axis=1)
-        heads["age_branch"] = (faces.age_branch, branch, len(BRANCH_NAMES))
-    of_faces = face_scores(faces, outputs)
+    heads, of_faces = _heads(faces, outputs), _face_scores(faces, outputs)
     scores = {"n": len(faces.age)} | _means(of_faces)
     for head, (true, estimated, count) in heads.items():
         scores |= _classification(head, true, estimated, count)
         scores[f"{head}_ece"] = calibration_error(outputs[head].max(axis=1), true == estimated)
     return scores | {"intervals": score_intervals(faces.person, of_faces, heads)}
+
+
+def _heads(faces: Any, outputs: dict[str, np.ndarray]) -> Heads:
+    heads = {"gender": (faces.gender, outputs["gender"].argmax(axis=1), len(GENDERS))}
+    if in_branches(faces):
+        branch = outputs["age_branch"].argmax(axis=1)
+        heads["age_branch"] = (faces.age_branch, branch, len(BRANCH_NAMES))
+    return heads
 
 
 def in_branches(faces: Any) -> bool:
@@ -68,20 +75,17 @@ def years_off(faces: Any, estimated: np.ndarray) -> np.ndarray:
     return np.maximum(estimated - faces.age_high, 0) - np.maximum(faces.age - estimated, 0)
 
 
-def face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the scores of each face, whose means over any faces are those in `metrics`.
 
-    Returns:
-        Name, as in `metrics`, -> values of shape (n,), NaN for a face that does not count.
+    NaN stands for a face that does not count.
     """
-    right = faces.gender == outputs["gender"].argmax(axis=1)
-    scores = {"gender_accuracy": right}
+    heads = _heads(faces, outputs).items()
+    scores = {f"{head}_accuracy": true == estimated for head, (true, estimated, _) in heads}
     children = faces.age_high <= AGE_BRANCHES[0][1]
     if children.any():
+        right = scores["gender_accuracy"]
         scores["gender_accuracy_children"] = np.where(children, right, np.nan)
-    if in_branches(faces):
-        branch = outputs["age_branch"].argmax(axis=1)
-        scores["age_branch_accuracy"] = faces.age_branch == branch
     return scores | _age_scores(faces, outputs["age"])
 
 
@@ -118,24 +122,20 @@ def _classification(
 ) -> dict[str, Any]:
     confusion = confusion_matrix(true, estimated, labels=range(count))
     faces = confusion.sum(axis=1)
-    recall = [
-        float(right / n) if n else None
-        for right, n in zip(confusion.diagonal(), faces, strict=True)
-    ]
-    present = [value for value in recall if value is not None]
+    recall = confusion.diagonal() / np.maximum(faces, 1)
     return {
-        f"{head}_balanced_accuracy": float(np.mean(present)),
-        f"{head}_recall": recall,
+        f"{head}_balanced_accuracy": float(recall[faces > 0].mean()),
+        f"{head}_recall": [
+            float(each) if n else None for each, n in zip(recall, faces, strict=True)
+        ],
         f"{head}_confusion": confusion.tolist(),
         f"{head}_commonest_accuracy": float(faces.max() / len(true)),
-        f"{head}_commonest_balanced_accuracy": 1 / len(present),
+        f"{head}_commonest_balanced_accuracy": 1 / int((faces > 0).sum()),
     }
 
 
 def score_intervals(
-    person: np.ndarray,
-    of_faces: dict[str, np.ndarray],
-    heads: dict[str, tuple[np.ndarray, np.ndarray, int]],
+    person: np.ndarray, of_faces: dict[str, np.ndarray], heads: Heads
 ) -> dict[str, Any]:
     """Returns 95 % confidence intervals of all scores, by a bootstrap over people.
 
@@ -144,7 +144,7 @@ def score_intervals(
 
     Args:
         person: Whose face it is; of shape (n,).
-        of_faces: From `face_scores`.
+        of_faces: Name -> each face's score, NaN for one that does not count; of shape (n,).
         heads: Name -> true and estimated codes, each of shape (n,), and the number of classes.
 
     Returns:
@@ -153,38 +153,34 @@ def score_intervals(
         includes a recall of fewer than ten people.
     """
     recalls = {
-        (head, code): np.where(true == code, estimated == code, np.nan)
+        f"{head} {code}": np.where(true == code, estimated == code, np.nan)
         for head, (true, estimated, count) in heads.items()
         for code in range(count)
     }
-    means = _resampled_means(person, {**of_faces, **recalls})
+    means = _resampled_means(person, pd.DataFrame({**of_faces, **recalls}, dtype=float))
     intervals: dict[str, Any] = {name: _percentiles(means[name]) for name in of_faces}
     for head, (true, _, count) in heads.items():
-        present = np.array([means[head, code] for code in np.unique(true)])
-        intervals[f"{head}_balanced_accuracy"] = _percentiles(present.mean(axis=0))
-        intervals[f"{head}_recall"] = [_percentiles(means[head, code]) for code in range(count)]
+        present = means[[f"{head} {code}" for code in np.unique(true)]]
+        intervals[f"{head}_balanced_accuracy"] = _percentiles(present.to_numpy().mean(axis=1))
+        intervals[f"{head}_recall"] = [_percentiles(means[f"{head} {i}"]) for i in range(count)]
     return intervals
 
 
-def _resampled_means(person: np.ndarray, of_faces: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+def _resampled_means(person: np.ndarray, scores: pd.DataFrame) -> pd.DataFrame:
     """Returns the mean of each score over each resample of people.
 
     NaN where no face in it counts, and everywhere if those that count are of too few people.
     """
-    _, whose = np.unique(person, return_inverse=True)
-    counts = [~np.isnan(each) for each in of_faces.values()]
-    columns = [*counts, *(np.nan_to_num(each) for each in of_faces.values())]
-    by_person = np.stack([np.bincount(whose, weights=column) for column in columns])
-    people = by_person.shape[1]
+    faces = scores.notna().groupby(person).sum().to_numpy(float)
+    sums = scores.groupby(person).sum().to_numpy()
+    enough = np.count_nonzero(faces, axis=0) >= FEWEST_PEOPLE
     random = np.random.default_rng(0)
-    sums = np.empty((len(columns), RESAMPLES))
-    for i in range(RESAMPLES):
-        sums[:, i] = by_person @ np.bincount(random.integers(people, size=people), minlength=people)
-    faces, totals = np.split(sums, 2)
-    enough = np.count_nonzero(by_person[: len(counts)], axis=1)[:, None] >= FEWEST_PEOPLE
-    means = np.full_like(totals, np.nan)
-    np.divide(totals, faces, out=means, where=(faces > 0) & enough)
-    return dict(zip(of_faces, means, strict=True))
+    means = np.full((RESAMPLES, scores.shape[1]), np.nan)
+    for row in means:
+        times = np.bincount(random.integers(len(sums), size=len(sums)), minlength=len(sums))
+        count = times @ faces
+        np.divide(times @ sums, count, out=row, where=(count > 0) & enough)
+    return pd.DataFrame(means, columns=scores.columns)
 
 
 def _percentiles(means: np.ndarray) -> list[float] | None:
@@ -209,7 +205,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
         gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
         `people`, the main scores and their `intervals`.
     """
-    scores = face_scores(faces, outputs)
+    scores = _face_scores(faces, outputs)
     scores = {name: scores[name] for name in _SCORES if name in scores}
     by, ages = _age_groups(faces)
     masks = {
@@ -219,7 +215,7 @@ def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]
     }
     masks |= {("race", race): faces.race == code for code, race in enumerate(faces.races)}
     return [
-        {"by": by, "group": group} | _score(faces.person[mask], scores, mask)
+        {"by": by, "group": group} | _group_scores(faces.person, scores, mask)
         for (by, group), mask in masks.items()
         if mask.any()
     ]
@@ -236,20 +232,20 @@ def _age_groups(faces: Any) -> tuple[str, dict[str, np.ndarray]]:
     return "age range and gender", {f"{low}-{high}": faces.age == low for low, high in ranges}
 
 
-def _score(person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-    part = {name: each[mask] for name, each in scores.items()}
-    people = {"people": len(np.unique(person)), "intervals": score_intervals(person, part, {})}
-    return {"n": len(person), **_means(part), **people}
+def _group_scores(
+    person: np.ndarray, scores: dict[str, np.ndarray], mask: np.ndarray
+) -> dict[str, Any]:
+    person, scores = person[mask], {name: each[mask] for name, each in scores.items()}
+    intervals = score_intervals(person, scores, {})
+    people = {"n": len(person), "people": len(np.unique(person))}
+    return people | _means(scores) | {"intervals": intervals}
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the group from `breakdown` with the lowest accuracy of each head.
+    """Returns accuracy -> the group from `breakdown` in which it is lowest.
 
-    Groups of races and those of fewer than ten people, whose scores vary most, are left out.
-
-    Returns:
-        "age_branch_accuracy" (or "age_range_accuracy") and "gender_accuracy" -> the group; a score
-        without errors in any group is left out.
+    Groups of races and those of fewer than ten people, whose scores vary most, are left out, and
+    accuracies without errors in any group.
     """
     groups = [each for each in groups if each["by"] != "race" and each["people"] >= FEWEST_PEOPLE]
     worst = {}
@@ -257,8 +253,3 @@ def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if wrong := [group for group in groups if group.get(name, 1) < 1]:
             worst[name] = min(wrong, key=lambda group: group[name])
     return worst
-
-
-def score_faces(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the `metrics` of all faces, and under `groups` the `breakdown`."""
-    return metrics(faces, outputs) | {"groups": breakdown(faces, outputs)}

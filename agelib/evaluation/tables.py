@@ -9,35 +9,33 @@ from agelib.evaluation.scores import YEARS_WITHIN, in_branches, worst_groups, ye
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import age_interval, median_age
 
+# Title -> score, as in `metrics`.
 _RESULTS = {
-    "AGE accuracy (5 branches)": ("age_branch_accuracy", 100),
-    "AGE balanced accuracy": ("age_branch_balanced_accuracy", 100),
-    "AGE, always the commonest branch": ("age_branch_commonest_accuracy", 100),
-    "AGE in its range": ("age_range_accuracy", 100),
-    "AGE in its range or one beside it": ("age_range_within_one", 100),
-    "AGE mean absolute error, years": ("age_mae", 1),
-    "GENDER accuracy": ("gender_accuracy", 100),
-    "GENDER balanced accuracy": ("gender_balanced_accuracy", 100),
-    f"GENDER accuracy at ages {BRANCH_NAMES[0]}": ("gender_accuracy_children", 100),
-    "GENDER, always the commonest": ("gender_commonest_accuracy", 100),
+    "AGE accuracy (5 branches)": "age_branch_accuracy",
+    "AGE balanced accuracy": "age_branch_balanced_accuracy",
+    "AGE, always the commonest branch": "age_branch_commonest_accuracy",
+    "AGE in its range": "age_range_accuracy",
+    "AGE in its range or one beside it": "age_range_within_one",
+    "AGE mean absolute error, years": "age_mae",
+    "GENDER accuracy": "gender_accuracy",
+    "GENDER balanced accuracy": "gender_balanced_accuracy",
+    f"GENDER accuracy at ages {BRANCH_NAMES[0]}": "gender_accuracy_children",
+    "GENDER, always the commonest": "gender_commonest_accuracy",
 }
 _CALIBRATION = {
-    **{
-        f"AGE at most {years} year{'s' * (years > 1)} off": (f"age_within_{years}", 100)
-        for years in YEARS_WITHIN
-    },
-    "AGE in its 80 % interval": ("age_interval_coverage", 100),
-    "AGE, width of that interval, years": ("age_interval_width", 1),
-    "AGE calibration error (ECE)": ("age_branch_ece", 100),
-    "GENDER calibration error (ECE)": ("gender_ece", 100),
+    **{f"AGE at most {n} year{'s' * (n > 1)} off": f"age_within_{n}" for n in YEARS_WITHIN},
+    "AGE in its 80 % interval": "age_interval_coverage",
+    "AGE, width of that interval, years": "age_interval_width",
+    "AGE calibration error (ECE)": "age_branch_ece",
+    "GENDER calibration error (ECE)": "gender_ece",
 }
-
-_GROUP_SCORES = {
-    "AGE accuracy": ("age_branch_accuracy", 100),
-    "AGE in its range": ("age_range_accuracy", 100),
-    "AGE error, years": ("age_mae", 1),
-    "GENDER accuracy": ("gender_accuracy", 100),
+_GROUPS = {
+    "AGE accuracy": "age_branch_accuracy",
+    "AGE in its range": "age_range_accuracy",
+    "AGE error, years": "age_mae",
+    "GENDER accuracy": "gender_accuracy",
 }
+_IN_YEARS = ("age_mae", "age_interval_width")  # the other scores are shares
 
 
 def results_table(report: dict[str, Any]) -> pd.DataFrame:
@@ -65,42 +63,35 @@ def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return columns | {f"test on {name}": scores for name, scores in others}
 
 
-def _table(columns: dict[str, dict[str, Any]], rows: dict[str, tuple[str, int]]) -> pd.DataFrame:
-    rows = {row: of for row, of in rows.items() if any(of[0] in s for s in columns.values())}
-    table = pd.DataFrame(
-        {
-            name: [_score_text(scores, key, scale) for key, scale in rows.values()]
-            for name, scores in columns.items()
-        },
-        index=list(rows),
-    )
+def _table(columns: dict[str, dict[str, Any]], rows: dict[str, str]) -> pd.DataFrame:
+    rows = {row: key for row, key in rows.items() if any(key in s for s in columns.values())}
+    table = {
+        name: [_text(key, scores.get(key), scores["intervals"].get(key)) for key in rows.values()]
+        for name, scores in columns.items()
+    }
+    table = pd.DataFrame(table, index=list(rows))
     table.loc["faces"] = [f"{scores['n']:,}" for scores in columns.values()]
     return table
 
 
-def _score_text(scores: dict[str, Any], key: str, scale: int) -> str:
-    if key not in scores:
+def _text(key: str, value: float | None, ends: list[float] | None) -> str:
+    if value is None:
         return "-"
-    text = f"{scores[key] * scale:.1f}{' %' if scale == 100 else ''}"
-    return text + _brackets(scores["intervals"].get(key), scale)
-
-
-def _brackets(ends: list[float] | None, scale: int) -> str:
-    return f" ({scale * ends[0]:.1f}-{scale * ends[1]:.1f})" if ends else ""
+    scale, unit = (1, "") if key in _IN_YEARS else (100, " %")
+    interval = f" ({scale * ends[0]:.1f}-{scale * ends[1]:.1f})" if ends else ""
+    return f"{scale * value:.1f}{unit}{interval}"
 
 
 def recall_table(report: dict[str, Any]) -> pd.DataFrame:
     """Returns the number of test faces of each class, and its recall."""
     rows = []
     for head, names in (("age_branch", BRANCH_NAMES), ("gender", GENDERS)):
-        if f"{head}_confusion" not in report:
-            continue
-        counts = np.sum(report[f"{head}_confusion"], axis=1)
-        recalls, intervals = report[f"{head}_recall"], report["intervals"][f"{head}_recall"]
-        for name, n, recall, ends in zip(names, counts, recalls, intervals, strict=True):
-            share = "-" if recall is None else f"{100 * recall:.1f} %"
-            rows.append({"class": name, "faces": int(n), "recall": share + _brackets(ends, 100)})
-    return pd.DataFrame(rows).set_index("class")
+        key = f"{head}_recall"
+        if key in report:
+            counts = np.sum(report[f"{head}_confusion"], axis=1)
+            scores = zip(names, counts, report[key], report["intervals"][key], strict=True)
+            rows += [(name, n, _text(key, recall, ends)) for name, n, recall, ends in scores]
+    return pd.DataFrame(rows, columns=["class", "faces", "recall"]).set_index("class")
 
 
 def groups_table(report: dict[str, Any]) -> pd.DataFrame:
@@ -108,8 +99,8 @@ def groups_table(report: dict[str, Any]) -> pd.DataFrame:
     rows = [
         {"by": group["by"], "group": group["group"], "faces": group["n"]}
         | {
-            title: _score_text(group, key, scale)
-            for title, (key, scale) in _GROUP_SCORES.items()
+            title: _text(key, group[key], group["intervals"][key])
+            for title, key in _GROUPS.items()
             if key in group
         }
         for group in report["groups"]
@@ -119,13 +110,9 @@ def groups_table(report: dict[str, Any]) -> pd.DataFrame:
 
 def name_worst(report: dict[str, Any]) -> str:
     """Returns a sentence that names the groups with the lowest accuracies."""
-    titles = {
-        "age_branch_accuracy": "age branch",
-        "age_range_accuracy": "age range",
-        "gender_accuracy": "gender",
-    }
     found = [
-        f"{titles[score]}, {each['group']}: {100 * each[score]:.1f} % of {each['n']:,} faces right"
+        f"{score.removesuffix('_accuracy').replace('_', ' ')}, {each['group']}: "
+        f"{100 * each[score]:.1f} % of {each['n']:,} faces right"
         for score, each in worst_groups(report["groups"]).items()
     ]
     if not found:

@@ -2,24 +2,31 @@
 
 The three networks and their weights are the `mtcnn` package's (Zhang et al., "Joint Face Detection
 and Alignment using Multi-task Cascaded Convolutional Networks", 2016); the cascade around them is
-ours. The package's own runs in Python, image by image and box by box, which takes most of its time;
-here a whole batch goes through one TensorFlow graph.
-
-Two things make it fast. Every image is scaled to fit a square canvas: a crop that was made for a
-face needs few pixels. And each network hands on its best candidates only, a fixed number for each
-image, where the package hands on all.
+ours. The package's own runs in Python, image by image and box by box; here a whole batch goes
+through one TensorFlow graph. Every image is scaled to a square canvas, as a crop that was made for
+a face needs few pixels, and each network hands on a fixed number of candidates, the best ones.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+import io
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib.metadata import distribution
 
+import joblib
+import lz4.frame
 import numpy as np
 
-from agelib.backend import keras_settings, silent_stderr, tf
+from agelib.backend import silent_stderr, tf
 from agelib.faces.crop import PORTRAIT_CANVAS, Face
 from agelib.faces.images import resize
 
+# The side, stride and padding of the pooling after each layer but the heads.
+_POOLS = {
+    "pnet": ((2, 2, "SAME"), None, None),
+    "rnet": ((3, 2, "SAME"), (3, 2, "VALID"), None, None),
+    "onet": ((3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), None, None),
+}
 MIN_CONFIDENCE = 0.8
 BATCH = 64
 _BATCH_SIDE = 240  # canvases larger than this go in smaller batches, which hold as many pixels
@@ -39,11 +46,9 @@ class FaceDetector:
     """Finds faces; make one and keep it, since each new canvas size is compiled once."""
 
     def __init__(self):
-        with _no_complaints_from_lz4(), keras_settings():
-            # Imported here: it loads TensorFlow, which `backend` has done quietly by now.
-            from mtcnn import MTCNN
-
-            self._networks = [stage._model for stage in MTCNN().stages]
+        self._networks = [
+            functools.partial(_run, _read_weights(name), pools) for name, pools in _POOLS.items()
+        ]
         self._cascades: dict[int, Callable] = {}
 
     def detect(
@@ -59,85 +64,99 @@ class FaceDetector:
         Returns:
             For each image its faces in its own pixels, most confident first.
         """
-        faces = self._detect_at(canvas_size, images, _in_corner)
+        faces = self._detect(images, canvas_size)
         again = [i for i, found in enumerate(faces) if not found]
-        second = self._detect_at(2 * canvas_size, [images[i] for i in again], _in_corner)
+        second = self._detect([images[i] for i in again], 2 * canvas_size)
         for i, found in zip(again, second, strict=True):
             faces[i] = found
         return faces
 
-    def detect_in_photos(self, images: Sequence[np.ndarray], canvas_size: int) -> list[list[Face]]:
-        """Finds the faces in each image, those that its frame cuts too, without a second try.
+    def detect_in_photos(
+        self, images: Sequence[np.ndarray], canvas_size: int, turns: int = 0
+    ) -> list[list[Face]]:
+        """Finds the faces in each `np.rot90(image, turns)`, those too that its frame cuts.
 
-        Args:
-            images: As for `detect`.
-            canvas_size: As for `detect`; the image takes nine tenths of the canvas.
-
-        Returns:
-            As `detect` does.
+        Takes and returns what `detect` does, but looks once; the image gets nine tenths of the
+        canvas.
         """
-        return self._detect_at(canvas_size, images, _in_middle)
+        return self._detect(images, canvas_size, in_middle=True, turns=turns)
 
-    def _run(self, canvases: np.ndarray) -> tuple[tf.Tensor, ...]:
-        """Runs the networks, which are compiled for each size of canvas at its first run."""
-        size = canvases.shape[1]
-        if size in self._cascades:
-            return self._cascades[size](canvases)
-        self._cascades[size] = _compile(self._networks, size)
-        # TensorFlow 2.20 complains of costs that it cannot tell.
-        with silent_stderr():
-            return self._cascades[size](canvases)
-
-    def _detect_at(
-        self, canvas_size: int, images: Sequence[np.ndarray], place: Callable
+    def _detect(
+        self, images: Sequence[np.ndarray], size: int, in_middle: bool = False, turns: int = 0
     ) -> list[list[Face]]:
         faces: list[list[Face]] = []
-        at_a_time = max(1, min(BATCH, BATCH * _BATCH_SIDE**2 // canvas_size**2))
+        at_a_time = max(1, min(BATCH, BATCH * _BATCH_SIDE**2 // size**2))
         for start in range(0, len(images), at_a_time):
-            placed = [place(image, canvas_size) for image in images[start : start + at_a_time]]
-            results = self._run(np.stack([canvas for canvas, *_ in placed]))
-            boxes, scores, landmarks = (result.numpy() for result in results)
-            for i, (_, scale, corner) in enumerate(placed):
-                keep = _best_of_overlapping(boxes[i], scores[i])
-                faces.append(
-                    [
-                        Face(
-                            tuple(map(float, (boxes[i, j] - np.tile(corner, 2)) / scale)),
-                            float(scores[i, j]),
-                            (landmarks[i, j] - corner) / scale,
-                        )
-                        for j in keep
-                    ]
-                )
+            batch = images[start : start + at_a_time]
+            placed = [_letterbox(image, size, in_middle, turns) for image in batch]
+            results = self._cascade(np.stack([canvas for canvas, *_ in placed]))
+            for (_, *where), *found in zip(placed, *results, strict=True):
+                faces.append(_to_faces(*found, *where))
         return faces
 
+    def _cascade(self, canvases: np.ndarray) -> list[np.ndarray]:
+        """Runs the networks, which are compiled for each size of canvas at its first run."""
+        size = canvases.shape[1]
+        new = size not in self._cascades
+        if new:
+            self._cascades[size] = _compile(self._networks, size)
+        # TensorFlow 2.20 complains of costs that it cannot tell.
+        with silent_stderr() if new else nullcontext():
+            return [result.numpy() for result in self._cascades[size](canvases)]
 
-def _in_corner(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, float, np.ndarray]:
-    """Scales an image into the corner of a black canvas; returns its scale and place as well."""
-    canvas = np.zeros((canvas_size, canvas_size, 3), np.uint8)
-    small, scale = _fit(image, canvas_size)
-    canvas[: small.shape[0], : small.shape[1]] = small
-    return canvas, scale, np.zeros(2, np.float32)
+
+def iou(one: Face, other: Face) -> float:
+    """Returns the intersection over union of the boxes of two faces, 0 to 1."""
+    a, b = np.array([one.box, other.box])
+    common = _common_area(a, b)
+    return common / (_area(a) + _area(b) - common)
 
 
-def _in_middle(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, float, np.ndarray]:
-    """Scales an image into the middle of a grey canvas, which is larger; returns as `_in_corner`.
+def _area(box: np.ndarray) -> float:
+    return float(np.prod(box[2:] - box[:2]))
 
-    A face that the image's frame cuts is then one that something hides, which MTCNN knows better.
+
+def _common_area(one: np.ndarray, other: np.ndarray) -> float:
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    return float(np.prod(np.maximum(0, sides)))
+
+
+def _to_faces(
+    boxes: np.ndarray, scores: np.ndarray, landmarks: np.ndarray, scale: float, corner: np.ndarray
+) -> list[Face]:
+    """Returns the confident faces, best first, without those that mostly lie in a better one."""
+    best: list[int] = []
+    for i in np.argsort(-scores, kind="stable"):
+        if scores[i] < MIN_CONFIDENCE:
+            break
+        shares = (
+            _common_area(boxes[i], boxes[j]) / max(1e-9, min(_area(boxes[i]), _area(boxes[j])))
+            for j in best
+        )
+        if all(share <= _OVERLAPS[2] for share in shares):
+            best.append(int(i))
+    boxes, landmarks = (boxes - np.tile(corner, 2)) / scale, (landmarks - corner) / scale
+    return [Face(tuple(boxes[i].tolist()), float(scores[i]), landmarks[i]) for i in best]
+
+
+def _letterbox(
+    image: np.ndarray, canvas_size: int, in_middle: bool, turns: int
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Scales an image to fit a canvas; returns the canvas, the scale, and where the image begins.
+
+    It lies in the corner of a black canvas, or in the middle of a grey one, which is larger: a face
+    that the image's frame cuts is then one that something hides, which MTCNN knows better.
     """
-    canvas = np.full((canvas_size, canvas_size, 3), _GREY, np.uint8)
-    small, scale = _fit(image, round(canvas_size * (1 - 2 * _MARGIN)))
+    margin, colour = (_MARGIN, _GREY) if in_middle else (0, 0)
+    height, width = image.shape[:2]
+    scale = round(canvas_size * (1 - 2 * margin)) / max(height, width)
+    small = resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+    small = np.rot90(small, turns)  # now, as a large photo takes long to turn
     height, width = small.shape[:2]
-    left, top = (canvas_size - width) // 2, (canvas_size - height) // 2
+    left, top = ((canvas_size - side) // 2 if in_middle else 0 for side in (width, height))
+    canvas = np.full((canvas_size, canvas_size, 3), colour, np.uint8)
     canvas[top : top + height, left : left + width] = small
     return canvas, scale, np.float32([left, top])
-
-
-def _fit(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
-    """Scales an image until its longer side has a length; returns the scale as well."""
-    height, width = image.shape[:2]
-    scale = longest / max(height, width)
-    return resize(image, (max(1, round(width * scale)), max(1, round(height * scale)))), scale
 
 
 def _compile(networks: list, canvas_size: int) -> Callable:
@@ -170,6 +189,36 @@ def _compile(networks: list, canvas_size: int) -> Callable:
     return cascade
 
 
+def _read_weights(name: str) -> list[np.ndarray]:
+    """Returns each layer's kernel, bias and slopes of its PReLU, then the heads' without slopes."""
+    # The package, which brings lz4 along, would build the networks in Keras.
+    packed = distribution("mtcnn").locate_file(f"mtcnn/assets/weights/{name}.lz4").read_bytes()
+    return joblib.load(io.BytesIO(lz4.frame.decompress(packed)))
+
+
+def _run(
+    weights: Sequence[np.ndarray], pools: Sequence[tuple | None], x: tf.Tensor
+) -> list[tf.Tensor]:
+    """Runs a network, for which Keras would take more steps.
+
+    Returns:
+        The output of each head; of the last one, which knows faces, the logit.
+    """
+    arrays = iter(weights)
+    for pool in pools:
+        x = _convolve(x, next(arrays), next(arrays))
+        x += tf.minimum(x, 0) * (next(arrays) - 1)  # PReLU
+        x = tf.nn.max_pool2d(x, *pool) if pool else x
+    *outputs, classes = [_convolve(x, kernel, next(arrays)) for kernel in arrays]
+    return [*outputs, classes[..., 1] - classes[..., 0]]
+
+
+def _convolve(x: tf.Tensor, kernel: np.ndarray, bias: np.ndarray) -> tf.Tensor:
+    if kernel.ndim == 2:  # of a dense layer, on an image of columns
+        kernel = kernel.reshape(x.shape[2], x.shape[1], -1, len(bias)).swapaxes(0, 1)
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), bias)
+
+
 def _propose(
     network: Callable, images: tf.Tensor, canvas_size: int, count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -177,17 +226,15 @@ def _propose(
     boxes, scores = [], []
     scale = _CELL / _MIN_FACE
     while (size := int(canvas_size * scale)) >= _CELL:
-        shift, probability = network(tf.image.resize(images, (size, size), "area"))
-        side = probability.shape[1]
-        cells = side * probability.shape[2]
-        score, place = tf.math.top_k(
-            tf.reshape(probability[..., 1], (-1, cells)), min(count, cells)
-        )
+        shift, logits = network(tf.image.resize(images, (size, size), "area"))
+        side = logits.shape[1]
+        cells = side**2
+        logits, place = tf.math.top_k(tf.reshape(logits, (-1, cells)), min(count, cells))
         shift = tf.gather(tf.reshape(shift, (-1, cells, 4)), place, batch_dims=1)
         corner = tf.cast(tf.stack([place % side, place // side], -1), tf.float32) * _STRIDE
         cell = tf.concat([corner, corner + _CELL], axis=-1)
         boxes.append((cell + shift * _CELL) / scale)
-        scores.append(score)
+        scores.append(tf.sigmoid(logits))
         scale *= _PYRAMID_STEP
     return tf.concat(boxes, axis=1), tf.concat(scores, axis=1)
 
@@ -198,8 +245,7 @@ def _refine(
     """Runs a network on the image inside each box whose score is not 0.
 
     Returns:
-        The network's outputs as (n, k, ...), 0 where there is no box, with the probability of a
-        face in place of those of both classes.
+        Its outputs as (n, k, ...), the last one as a probability, and 0 where there is no box.
     """
     there = tf.cast(tf.where(scores > 0), tf.int32)
     side = tf.cast(tf.shape(images)[1], tf.float32)
@@ -207,13 +253,13 @@ def _refine(
     patches = tf.image.crop_and_resize(images, corners, there[:, 0], (size, size))
     # One empty patch more, left out again below: convolutions on no patch at all fail.
     patches = tf.concat([patches, tf.zeros((1, size, size, 3))], axis=0)
-    *outputs, probability = network(patches)
+    *outputs, logits = (output[:-1, 0, 0] for output in network(patches))
     shape = tf.shape(scores)
     spread = [
-        tf.scatter_nd(there, output[:-1], tf.concat([shape, [output.shape[-1]]], axis=0))
+        tf.scatter_nd(there, output, tf.concat([shape, [output.shape[-1]]], axis=0))
         for output in outputs
     ]
-    return [*spread, tf.scatter_nd(there, probability[:-1, 1], shape)]
+    return [*spread, tf.scatter_nd(there, tf.sigmoid(logits), shape)]
 
 
 def _suppress(
@@ -249,31 +295,3 @@ def _points_in(boxes: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     size = boxes[..., 2:] - boxes[..., :2] + 1
     shares = tf.stack([points[..., :5], points[..., 5:]], axis=-1)
     return boxes[..., None, :2] - 1 + shares * size[..., None, :]
-
-
-def _best_of_overlapping(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Returns the confident faces, best first, without those that mostly lie in a better one."""
-    kept: list[int] = []
-    for i in np.argsort(-scores, kind="stable"):
-        if scores[i] < MIN_CONFIDENCE:
-            break
-        if all(_shared(boxes[i], boxes[j]) <= _OVERLAPS[2] for j in kept):
-            kept.append(int(i))
-    return kept
-
-
-def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    """Returns the common area in areas of the smaller box."""
-    common = np.prod(np.maximum(0, np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])))
-    smaller = min(np.prod(one[2:] - one[:2]), np.prod(other[2:] - other[:2]))
-    return float(common / max(smaller, 1e-9))
-
-
-@contextmanager
-def _no_complaints_from_lz4() -> Iterator[None]:
-    """Hides "Exception ignored in BufferedReader": lz4 closes the weights' files twice."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook

@@ -61,7 +61,6 @@ class RandomLight(_RandomLayer):
         gamma: Largest change of the logarithm of gamma.
         colour: Largest change of a channel's gain.
         contrast: Largest change of the distance from the mean.
-        **kwargs: As for every Keras layer.
     """
 
     _settings = ("darkest", "gamma", "colour", "contrast")
@@ -85,12 +84,7 @@ class RandomLight(_RandomLayer):
 
 @keras.saving.register_keras_serializable("agelib")
 class RandomResolution(_RandomLayer):
-    """Scales some images down to half or a third of their size and up again.
-
-    Args:
-        share: Share of the images, 0 to 1.
-        **kwargs: As for every Keras layer.
-    """
+    """Scales a share of the images, 0 to 1, down to a half or a third and up again."""
 
     _settings = ("share",)
 
@@ -120,7 +114,6 @@ class RandomAffine(_RandomLayer):
         degrees: Largest turn to either side.
         scale: Largest change of size; 0.1 is from 0.9 to 1.1.
         translate: Largest move along each axis, as a share of that side, before the rest.
-        **kwargs: As for every Keras layer.
     """
 
     _settings = ("degrees", "scale", "translate")
@@ -143,8 +136,8 @@ class RandomAffine(_RandomLayer):
         y = tf.range(height, dtype=tf.float32) - (height - 1) / 2
         y = y[:, None] - height * draw(self.translate)
         middle = (width - 1) / 2, (height - 1) / 2
-        points = cos * x - sin * y + middle[0], sin * x + cos * y + middle[1]
-        return _sample_bilinear(images, *points)
+        x, y = cos * x - sin * y, sin * x + cos * y
+        return _sample_bilinear(images, x + middle[0], y + middle[1])
 
 
 def _sample_bilinear(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from typing import Any
 
 from agelib import AgelibError, __version__, first_line
 from agelib.backend import keras, tf
@@ -25,7 +26,7 @@ def strategy() -> tf.distribute.Strategy:
                 "type > GPU, or elsewhere remove TPU_NAME from the environment."
             ) from error
         return tf.distribute.TPUStrategy(resolver)
-    if len(tf.config.list_physical_devices("GPU")) > 1:
+    if len(_gpus()) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
 
@@ -49,16 +50,14 @@ def even_share(count: int) -> int:
 
 def has_accelerator() -> bool:
     """Tells whether there is a GPU, or a TPU that can be used, to train on."""
-    return _has_tpu() or bool(tf.config.list_physical_devices("GPU"))
+    return _has_tpu() or bool(_gpus())
 
 
 def describe_devices() -> str:
     """Returns the names of devices and precision, for example "Tesla T4; in mixed_float16"."""
     if _has_tpu():
         return f"TPU; in {precision()}"
-    gpus = tf.config.list_physical_devices("GPU")
-    details = map(tf.config.experimental.get_device_details, gpus)
-    names = [found.get("device_name", "a GPU") for found in details]
+    names = [gpu.get("device_name", "a GPU") for gpu in _gpus()]
     # The TensorFlow of Colab's TPU machines does not see the TPU.
     tpu = os.environ.get("TPU_ACCELERATOR_TYPE")
     nothing = f"no GPU, and a TPU ({tpu}) that TensorFlow does not see" if tpu else "no GPU"
@@ -67,14 +66,15 @@ def describe_devices() -> str:
 
 def environment() -> dict[str, str]:
     """Returns the versions and the hardware that a run was made with."""
-    lower = os.environ.get("TF_SET_ONEDNN_FPMATH_MODE")  # a CPU's matrices in fewer bits
+    hardware = f"{describe_devices()}; {os.cpu_count()} cores, {platform.machine()}"
+    if fewer_bits := os.environ.get("TF_SET_ONEDNN_FPMATH_MODE"):  # in a CPU's matrices
+        hardware += f", TF_SET_ONEDNN_FPMATH_MODE={fewer_bits}"
     return {
         "agelib": __version__,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),
-        "hardware": f"{describe_devices()}; {os.cpu_count()} cores, {platform.machine()}"
-        + (f", TF_SET_ONEDNN_FPMATH_MODE={lower}" if lower else ""),
+        "hardware": hardware,
     }
 
 
@@ -85,10 +85,13 @@ def precision() -> str:
     """
     if _has_tpu():
         return "mixed_bfloat16"
-    gpus = tf.config.list_physical_devices("GPU")
-    details = map(tf.config.experimental.get_device_details, gpus)
-    capabilities = [found.get("compute_capability", (0, 0)) for found in details]
+    capabilities = [gpu.get("compute_capability", (0, 0)) for gpu in _gpus()]
     return "mixed_float16" if min(capabilities, default=(0, 0)) >= _TENSOR_CORES else "float32"
+
+
+def _gpus() -> list[dict[str, Any]]:
+    gpus = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
 
 
 def _has_tpu() -> bool:

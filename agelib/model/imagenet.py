@@ -22,12 +22,7 @@ LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.np
 
 
 def set_arrays(network: "keras.Model", path: str | Path) -> None:
-    """Sets the weights of a network from a .npz file.
-
-    Raises:
-        ValueError: If they are of another network.
-        OSError: If the file cannot be read.
-    """
+    """Sets a network's weights from a .npz file; ValueError or OSError if they do not fit."""
     with np.load(path, allow_pickle=False) as arrays:
         network.set_weights([arrays[str(i)].astype(np.float32) for i in range(len(arrays.files))])
 
@@ -42,19 +37,17 @@ def convert(torch_file: Path, target: Path) -> None:
     import torch
 
     state = torch.load(torch_file, map_location="cpu", weights_only=True)
-    arrays = [
-        _keras_layout(name, values.numpy()).astype(np.float16)
-        for name, values in state.items()
-        if not name.startswith("_fc.") and not name.endswith("num_batches_tracked")
-    ]
+    arrays = {}
+    for name, values in state.items():
+        if name.startswith("_fc.") or name.endswith("num_batches_tracked"):
+            continue
+        values = values.numpy()
+        if values.ndim == 4:
+            axes = (2, 3, 0, 1) if "_depthwise_conv" in name else (2, 3, 1, 0)
+            values = values.transpose(axes)
+        arrays[str(len(arrays))] = values.astype(np.float16)
     with atomic(target) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, **{str(i): array for i, array in enumerate(arrays)})
-
-
-def _keras_layout(name: str, values: np.ndarray) -> np.ndarray:
-    if values.ndim < 4:
-        return values
-    return values.transpose((2, 3, 0, 1) if "_depthwise_conv" in name else (2, 3, 1, 0))
+        np.savez_compressed(file, **arrays)
 
 
 if __name__ == "__main__":

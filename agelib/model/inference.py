@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from tqdm import tqdm
 
 from agelib.faces.images import resize
@@ -20,10 +21,10 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 
 Graph = Callable[[np.ndarray], dict[str, Any]]  # from crops to tensors by output
 
-# Faces of this size in a batch: more would fill a GPU's memory with large networks.
-_BATCH, _BATCH_SIZE = 128, 160
+# Faces and their pixels in a batch: more would fill a GPU's memory with large networks.
+BATCH, _BATCH_PIXELS = 128, 128 * 160**2
 
-SHARE = 0.8  # of the faces whose age should lie in their interval
+_SHARE = 0.8  # of the faces whose age should lie in their interval
 _LEAST, _MOST = 0.5, 5.0  # temperatures
 _PRIOR_SIGMA = 0.2  # of the logarithm of a temperature
 _BINS = 15
@@ -37,8 +38,8 @@ def estimate(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
 def estimate_views(model: "keras.Model", faces: FaceSet) -> dict[str, np.ndarray]:
     """Returns a model's outputs by name for all faces and their mirror images, (2, n, ...)."""
     size, graph = model.input_shape[1:3], inference_graph(model)
-    steps = -(-len(faces) // _BATCH)
-    batches = tqdm(faces.batches(_BATCH), f"evaluate {faces.split}", steps, unit=" batches")
+    steps = -(-len(faces) // BATCH)
+    batches = tqdm(faces.batches(BATCH), f"evaluate {faces.split}", steps, unit=" batches")
     views = [_views(graph, np.stack([resize(image, size) for image in batch])) for batch in batches]
     return {name: np.concatenate([view[name] for view in views], axis=1) for name in views[0]}
 
@@ -55,11 +56,9 @@ def inference_graph(model: "keras.Model") -> Graph:
         [variable.numpy() for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     ]
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
-        autograph=False,
-    )
+    @tf.function(input_signature=signature, autograph=False)
     def graph(crops: "tf.Tensor") -> dict[str, "tf.Tensor"]:
         outputs, _ = model.stateless_call(*weights, tf.cast(crops, tf.float32), training=False)
         return outputs
@@ -70,22 +69,16 @@ def inference_graph(model: "keras.Model") -> Graph:
 
 
 def probabilities(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns a model's outputs for face crops: the mean over each crop and its mirror image.
+    """Returns `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2) of face crops.
 
-    Args:
-        graph: From `inference_graph`.
-        crops: RGB uint8 of shape (n, size, size, 3), of the model's size.
-
-    Returns:
-        `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
+    They are means over each crop, RGB uint8 of the model's size, and its mirror image.
     """
     return _mean_of_views(_views(graph, crops))
 
 
 def _views(graph: Graph, crops: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
-    larger = crops[0, ..., 0].size / _BATCH_SIZE**2
-    at_a_time = max(1, min(_BATCH, int(_BATCH / larger)))
+    at_a_time = max(1, min(BATCH, _BATCH_PIXELS // crops[0, ..., 0].size))
     for start in range(0, len(crops), at_a_time):
         part = crops[start : start + at_a_time]
         outputs = graph(np.concatenate([part, part[:, :, ::-1]]))
@@ -120,9 +113,7 @@ def fit_temperature(
     allowed = (classes >= true[:, None]) & (classes <= last[:, None])
 
     def negative_log_posterior(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-        probabilities = (scaled / scaled.sum(axis=-1, keepdims=True)).mean(axis=0)
+        probabilities = softmax(logits / np.exp(log_temperature), axis=-1).mean(axis=0)
         likelihoods = np.maximum((probabilities * allowed).sum(axis=1), 1e-12)
         return (log_temperature / _PRIOR_SIGMA) ** 2 / 2 - float(np.log(likelihoods).sum())
 
@@ -133,14 +124,9 @@ def fit_temperature(
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
-    """Returns how often answers are right in fifteen bins of confidence.
+    """Returns how often answers of some confidence, 0 to 1, are right: in up to fifteen bins.
 
-    Args:
-        confidence: Probability of each answer, 0 to 1, shape (n,).
-        right: Whether each is right, shape (n,).
-
-    Returns:
-        A row for each bin that has answers: mean `confidence`, `accuracy` and number of `faces`.
+    A row for each bin that has answers: mean `confidence`, `accuracy` and number of `faces`.
     """
     bins = np.minimum((np.asarray(confidence) * _BINS).astype(int), _BINS - 1)
     table = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(right, float)})
@@ -159,26 +145,16 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def median_age(ages: np.ndarray) -> np.ndarray:
-    """Returns the estimated age, the median: whole years, int of shape (n,).
+    """Returns the medians, whole years, of probabilities of the years 1 to 85, shape (n, 85).
 
-    It has the least expected error. The mean of a distribution over 1 to 85 is biased at both ends.
-
-    Args:
-        ages: Probabilities of the years 1 to 85, shape (n, 85).
+    They have the least expected error. The mean over 1 to 85 is biased at both ends.
     """
     return _quantile(ages, 0.5)
 
 
 def age_interval(ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the central interval in which the age lies with a probability of 80 %.
-
-    Args:
-        ages: Probabilities of the years 1 to 85, shape (n, 85).
-
-    Returns:
-        Its lowest and its highest age, whole years, each of shape (n,).
-    """
-    tail = (1 - SHARE) / 2
+    """Returns the lowest and the highest age of the central 80 % of `ages`, as for `median_age`."""
+    tail = (1 - _SHARE) / 2
     return _quantile(ages, tail), _quantile(ages, 1 - tail)
 
 

@@ -7,21 +7,18 @@ import numpy as np
 from agelib.backend import keras, tf
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 
-LABEL_SIGMA = 2.0  # years
+_LABEL_SIGMA = 2.0  # years
 _GENDER_SMOOTHING = 0.05
 
 
-def age_distributions(sigma: float = LABEL_SIGMA) -> np.ndarray:
-    """Returns for each age a normal distribution around it.
+def age_distributions() -> np.ndarray:
+    """Returns a normal distribution around each age: row i, which sums to 1, is for age i + 1.
 
     Label distribution learning: Geng et al., "Facial Age Estimation by Learning from Label
-    Distributions", AAAI 2010.
-
-    Returns:
-        float32 of shape (85, 85); row i is the target for age i + 1 and sums to 1.
+    Distributions", AAAI 2010. float32 of shape (85, 85).
     """
     ages = np.arange(MIN_AGE, MAX_AGE + 1)
-    curves = np.exp(-((ages[:, None] - ages) ** 2) / (2 * sigma**2))
+    curves = np.exp(-((ages[:, None] - ages) ** 2) / (2 * _LABEL_SIGMA**2))
     return (curves / curves.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

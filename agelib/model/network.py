@@ -9,13 +9,11 @@ from agelib.config import BACKBONES, Backbone
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
 from agelib.model.imagenet import LITE0_WEIGHTS, set_arrays
-from agelib.model.saved import PRETRAINED, read_model
+from agelib.model.saved import PRETRAINED, load_model
 
-# What the ImageNet weights were trained with, on pixels of 0 to 255.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
-_LITE_MEAN = (127.0, 127.0, 127.0)
-_LITE_STD = (128.0, 128.0, 128.0)
+# Mean and deviation that the ImageNet weights were trained with, on pixels of 0 to 255.
+_NORMAL = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_LITE_NORMAL = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
 DROP_CONNECT_RATE = 0.2
 
@@ -28,15 +26,9 @@ def build_model(
     drop_connect_rate: float = DROP_CONNECT_RATE,
     precision: str = "float32",
 ) -> keras.Model:
-    """Builds the network that estimates age and gender from a face.
+    """Builds the network that estimates age and gender from a face, with settings as in `Config`.
 
-    Args:
-        backbone: One of `agelib.config.BACKBONES`.
-        image_size: Pixels per side.
-        weights: As in `agelib.config.Config`; None starts from scratch.
-        augment: Whether the model varies images in training.
-        drop_connect_rate: As for `build_backbone`.
-        precision: Keras' name of the precision.
+    With `augment` it varies images in training; `precision` is Keras' name of one.
 
     Returns:
         A model from RGB of 0 to 255 in shape (batch, image_size, image_size, 3) to a dict of
@@ -46,32 +38,27 @@ def build_model(
     Raises:
         AgelibError: If the weights are not available or do not fit.
     """
-    if weights == "agelib":
-        weights = str(PRETRAINED)
-    from_backbone = weights if not str(weights).endswith(".keras") else None
+    weights = str(PRETRAINED) if weights == "agelib" else weights
+    whole = str(weights).endswith(".keras")
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     with keras_settings(precision):
         x = _normalised(inputs, backbone, augment)
-        x = build_backbone(backbone, image_size, from_backbone, drop_connect_rate)(x)
+        x = build_backbone(backbone, image_size, None if whole else weights, drop_connect_rate)(x)
         x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
         x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
         model = keras.Model(inputs, _heads(x), name="agelib")
-    if weights and not from_backbone:
+    if whole:
         _copy_weights(model, Path(weights))
     return model
 
 
 def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras.KerasTensor:
-    # 16-bit floats are too coarse for pixels.
-    with keras_settings("float32"):
+    with keras_settings("float32"):  # 16-bit floats are too coarse for pixels
         if augment:
             image = build_augmentation()(image)
-        mean, std = (_LITE_MEAN, _LITE_STD) if BACKBONES[backbone].lite else (_MEAN, _STD)
-        return keras.layers.Rescaling(
-            [1 / s for s in std],
-            [-m / s for m, s in zip(mean, std, strict=True)],
-            name="normalisation",
-        )(image)
+        mean, std = _LITE_NORMAL if BACKBONES[backbone].lite else _NORMAL
+        scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+        return keras.layers.Rescaling(scale, offset, name="normalisation")(image)
 
 
 def _heads(features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
@@ -92,14 +79,9 @@ def _branch_sums() -> keras.Model:
     return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
-def freeze_backbone(model: keras.Model) -> None:
-    """Makes training change only the heads of a model from `build_model`."""
-    _backbone_of(model).trainable = False
-
-
-def unfreeze_backbone(model: keras.Model) -> None:
-    """Makes training change the whole model again."""
-    _backbone_of(model).trainable = True
+def freeze_backbone(model: keras.Model, frozen: bool = True) -> None:
+    """Makes training change only the heads of a model from `build_model`, or all of it again."""
+    _backbone_of(model).trainable = not frozen
 
 
 def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
@@ -122,8 +104,7 @@ def _backbone_of(model: keras.Model) -> keras.Model:
 
 
 def _copy_weights(model: keras.Model, path: Path) -> None:
-    """Copies the weights of another model of this kind."""
-    other, _ = read_model(path)
+    other, _ = load_model(path, any_branches=True)
     try:
         model.set_weights(other.get_weights())
     except ValueError as error:
@@ -141,9 +122,6 @@ def build_backbone(
 ) -> keras.Model:
     """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
 
-    The `efficientnet` package divides the drop-connect rate by B0's number of blocks whatever the
-    depth; here it ends at the paper's value.
-
     Args:
         name: One of `agelib.config.BACKBONES`.
         image_size: Pixels per side.
@@ -156,18 +134,16 @@ def build_backbone(
     Raises:
         AgelibError: If the weights are not available.
     """
-    spec = BACKBONES[name]
     if name == "EfficientNetLite0" and weights == "imagenet":
         weights = str(LITE0_WEIGHTS)
-    if spec.lite and weights in ("imagenet", "noisy-student"):
+    if BACKBONES[name].lite and weights in ("imagenet", "noisy-student"):
         raise AgelibError(
             f"{weights} weights for {name} are not part of agelib: use --weights none, or "
             "--backbone EfficientNetLite0 with --weights imagenet, or name as --weights an .npz "
             "file that python -m agelib.model.imagenet made."
         )
-    build = _lite if spec.lite else _efficientnet
     try:
-        return build(name, spec, image_size, weights, drop_connect_rate)
+        return _efficientnet(name, image_size, weights, drop_connect_rate)
     # Keras raises bare Exception for a download that fails, ValueError or OSError for a bad file.
     except Exception as error:
         if weights is None:
@@ -180,80 +156,61 @@ def build_backbone(
 
 
 def _efficientnet(
-    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
+    name: str, image_size: int, weights: str | None, drop_connect_rate: float
 ) -> keras.Model:
     # Imported here, after `backend` has loaded TensorFlow quietly.
-    import efficientnet.tfkeras as efficientnet
-    from efficientnet.model import DEFAULT_BLOCKS_ARGS, round_repeats
+    from efficientnet import inject_tfkeras_modules
+    from efficientnet.model import EfficientNet
 
-    shape = (image_size, image_size, 3)
-    repeats = [block.num_repeat for block in DEFAULT_BLOCKS_ARGS]
-    blocks = sum(round_repeats(count, spec.depth) for count in repeats)
-    from_file = str(weights).endswith(".npz")
-    network = getattr(efficientnet, name)(
+    spec, shape = BACKBONES[name], (image_size, image_size, 3)
+    from_arrays = str(weights).endswith(".npz")
+    network = inject_tfkeras_modules(EfficientNet)(
+        width_coefficient=1.0 if spec.lite else spec.width,
+        depth_coefficient=1.0,  # `_blocks` are that deep already
+        default_resolution=image_size,
+        blocks_args=_blocks(spec),
+        model_name=name if spec.lite else name.lower().replace("netb", "net-b"),
         include_top=False,
-        weights=None if weights == "imagenet" or from_file else weights,
+        weights=None if weights == "imagenet" or from_arrays else weights,
         input_shape=shape,
-        drop_connect_rate=drop_connect_rate * sum(repeats) / blocks,
+        drop_connect_rate=drop_connect_rate,
     )
-    backbone = _plain_copy(network, "silu")
-    if weights == "imagenet":
-        applications = getattr(keras.applications, name)
-        copy_applications_weights(
-            applications(include_top=False, weights="imagenet", input_shape=shape), backbone
-        )
-    if from_file:
+    backbone = _plain_copy(network, "relu6" if spec.lite else "silu")
+    if from_arrays:
         set_arrays(backbone, weights)
+    elif weights == "imagenet":  # the package's own address is dead
+        build = getattr(keras.applications, name)
+        source = build(include_top=False, weights="imagenet", input_shape=shape)
+        for layer in backbone.layers:
+            if layer.weights:
+                layer.set_weights(source.get_layer(layer.name).get_weights())
     return backbone
 
 
-def _lite(
-    name: str, spec: Backbone, image_size: int, weights: str | None, drop_connect_rate: float
-) -> keras.Model:
-    from efficientnet import inject_tfkeras_modules
-    from efficientnet.model import DEFAULT_BLOCKS_ARGS, EfficientNet, round_filters, round_repeats
+def _blocks(spec: Backbone) -> list:
+    """Returns the blocks of a network, repeated as often as its depth asks for.
 
-    ends = (0, len(DEFAULT_BLOCKS_ARGS) - 1)
-    # Scaled here, as the package would scale the stem, the head and their blocks too.
+    The `efficientnet` package would scale those of EfficientNet-Lite otherwise, and would divide
+    the drop-connect rate by B0's number of blocks whatever the depth.
+    """
+    from efficientnet.model import DEFAULT_BLOCKS_ARGS, round_filters, round_repeats
+
     blocks = [
+        block._replace(num_repeat=round_repeats(block.num_repeat, spec.depth))
+        for block in DEFAULT_BLOCKS_ARGS
+    ]
+    if not spec.lite:
+        return blocks
+    for end in (0, -1):
+        blocks[end] = DEFAULT_BLOCKS_ARGS[end]
+    return [
         block._replace(
             se_ratio=None,
             input_filters=round_filters(block.input_filters, spec.width, 8),
             output_filters=round_filters(block.output_filters, spec.width, 8),
-            num_repeat=block.num_repeat
-            if i in ends
-            else round_repeats(block.num_repeat, spec.depth),
         )
-        for i, block in enumerate(DEFAULT_BLOCKS_ARGS)
+        for block in blocks
     ]
-    network = inject_tfkeras_modules(EfficientNet)(
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        default_resolution=image_size,
-        blocks_args=blocks,
-        model_name=name,
-        include_top=False,
-        weights=None,
-        input_shape=(image_size, image_size, 3),
-        drop_connect_rate=drop_connect_rate,
-    )
-    backbone = _plain_copy(network, "relu6")
-    if str(weights).endswith(".npz"):
-        set_arrays(backbone, weights)
-    elif weights:
-        backbone.load_weights(weights)
-    return backbone
-
-
-def copy_applications_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copies the weights of a `keras.applications` EfficientNet into a backbone, by layer name.
-
-    The source's layer of normalisation is not copied. Raises ValueError if a layer is missing or of
-    another shape.
-    """
-    for layer in target.layers:
-        if layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
 def _plain_copy(network: keras.Model, activation: str) -> keras.Model:

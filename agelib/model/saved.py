@@ -21,10 +21,8 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.keras"
 _METADATA = "agelib.json"
 # What reading a damaged or foreign model raises. TypeError: a later Keras wrote settings that this
-# one does not know; UserWarning: see `read_model`.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, UserWarning),
-)
+# one does not know; UserWarning: see `load_model`.
+_ERRORS = (KeyError, OSError, TypeError, UserWarning, ValueError, zipfile.BadZipFile, zlib.error)
 
 # Settings that came with Keras 3.14 and 3.15, at the values that change nothing. Earlier versions
 # (Colab has 3.13) read no file that names them.
@@ -37,13 +35,16 @@ _LATER_SETTINGS = {
 }
 
 
-def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
-    """Writes a model and its metadata in one file, completely or not at all.
+def save_model(
+    model: "keras.Model",
+    path: Path,
+    metadata: dict[str, Any],
+    compression: int = zipfile.ZIP_STORED,
+) -> None:
+    """Writes a model and its metadata in one .keras file, completely or not at all.
 
-    Args:
-        model: Any Keras model.
-        path: A .keras file: a zip, to which the metadata are added as `agelib.json`.
-        metadata: JSON content, such as the crop settings that prediction must use.
+    The file is a zip, of any of `zipfile`'s compressions; the metadata, which say how prediction
+    must cut out faces, for example, are added as `agelib.json`.
     """
     remove_partials(path)
     # Keras insists on the ending .keras, which a partial file does not have. Always the same name,
@@ -52,19 +53,20 @@ def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> No
     with atomic(path) as partial:
         try:
             model.save(plain)
-            _add_metadata(plain, partial, metadata)
+            with zipfile.ZipFile(partial, "w", compression, compresslevel=9) as target:
+                _copy_members(plain, target)
+                target.writestr(_METADATA, json.dumps(metadata, indent=1))
         finally:
             plain.unlink(missing_ok=True)
 
 
-def _add_metadata(plain: Path, complete: Path, metadata: dict[str, Any]) -> None:
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(complete, "w") as target:
-        for name in source.namelist():
-            content = source.read(name)
+def _copy_members(source: Path, target: zipfile.ZipFile) -> None:
+    with zipfile.ZipFile(source) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
             if name == "config.json":
                 content = json.dumps(_without_later_settings(json.loads(content)))
             target.writestr(name, content)
-        target.writestr(_METADATA, json.dumps(metadata, indent=1))
 
 
 def _without_later_settings(config: Any) -> Any:
@@ -79,16 +81,34 @@ def _without_later_settings(config: Any) -> Any:
     }
 
 
-def load_model(path: Path) -> tuple["keras.Model", dict[str, Any]]:
+def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", dict[str, Any]]:
     """Reads a model and its metadata.
 
     Raises:
         AgelibError: If the file is missing, damaged, no model of this package, or made for other
-            age branches.
+            age branches, unless it may be for any.
     """
-    model, metadata = read_model(path)
+    from agelib.backend import keras, keras_settings
+
+    if not Path(path).exists():
+        what = (
+            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
+        )
+        raise AgelibError(f"{path} is missing: {what}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read(_METADATA))
+        with warnings.catch_warnings(), keras_settings():
+            # Without the optimizer's state, training would go on as if it had just begun.
+            warnings.filterwarnings("error", "Skipping variable loading")
+            model = keras.models.load_model(path, _checkpoint_classes())
+    except _ERRORS as error:
+        raise AgelibError(
+            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
+            f"({first_line(error)}): name a model.keras, or delete it and train again."
+        ) from error
     here = [list(branch) for branch in AGE_BRANCHES]
-    if metadata.get("age_branches", here) != here:
+    if not any_branches and metadata.get("age_branches", here) != here:
         raise AgelibError(
             f"{path} was made for the age branches {metadata['age_branches']}, but agelib.labels "
             f"has {here}: change them there, or train a model for them (--weights {path} starts "
@@ -97,38 +117,11 @@ def load_model(path: Path) -> tuple["keras.Model", dict[str, Any]]:
     return model, metadata
 
 
-def read_model(path: Path) -> tuple["keras.Model", dict[str, Any]]:
-    """Reads a model and its metadata, whichever age branches it was made for.
-
-    Raises:
-        AgelibError: If the file is missing, damaged, or no model of this package.
-    """
-    from agelib.backend import keras, keras_settings
-
-    if not Path(path).exists():
-        advice = (
-            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
-        )
-        raise AgelibError(f"{path} is missing: {advice}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            metadata = json.loads(archive.read(_METADATA))
-        with warnings.catch_warnings(), keras_settings():
-            # Without the optimizer's state, training would go on as if it had just begun.
-            warnings.filterwarnings("error", "Skipping variable loading")
-            return keras.models.load_model(path, _checkpoint_classes()), metadata
-    except _UNREADABLE as error:
-        raise AgelibError(
-            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
-            f"({first_line(error)}): name a model.keras, or delete it and train again."
-        ) from error
-
-
 def _checkpoint_classes() -> dict[str, type]:
     """Returns our classes by name: a checkpoint needs them, a finished model does not."""
     from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
     from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
 
-    layers = RandomAffine, RandomLight, RandomResolution
-    others = AgeLoss, GenderLoss, YearsOff, BranchAccuracy
-    return {each.__name__: each for each in (*layers, *others)}
+    classes = (RandomAffine, RandomLight, RandomResolution)
+    classes += (AgeLoss, BranchAccuracy, GenderLoss, YearsOff)
+    return {each.__name__: each for each in classes}

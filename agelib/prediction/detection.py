@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agelib.faces.crop import PORTRAIT_CANVAS, Face
-from agelib.faces.detector import FaceDetector
+from agelib.faces.detector import FaceDetector, iou
 
 # Few sizes, since each is compiled once; a photo may be larger than its canvas by a quarter.
 _CANVASES = (80, 160, 320, 640)
@@ -19,7 +19,7 @@ PHOTO_CANVAS = _CANVASES[-1]
 _LARGER = 1.25
 _AROUND = 0.25  # of a box, on each side of it, is cut out with it
 _MIN_INSIDE = 0.5  # of a box, as in the faces that models are trained on
-_OVERLAP = 0.35  # intersection over union of a face with the same face at another size
+_SAME = 0.35  # intersection over union of a face with itself at another size
 # Measured by tests/benchmarks/bench_boxes.py: more than this no face has that is not upright, and
 # no upright one looks better by so much when it is turned.
 _SURELY_UPRIGHT, _TIE = 0.995, 0.01
@@ -43,12 +43,9 @@ class Found:
 def find_faces(detector: FaceDetector, photos: Sequence[np.ndarray]) -> list[list[Found]]:
     """Finds the faces of each photo, or of the photo turned if none stands upright.
 
-    Args:
-        detector: MTCNN.
-        photos: RGB uint8, of any sizes.
-
     Returns:
-        For each photo its faces, from left to right; all of them after the same turns.
+        For each photo (RGB uint8, of any size) its faces, from left to right, all of them after the
+        same turns.
     """
     canvases = [_canvas_size(photo) for photo in photos]
     found: list[list[Found]] = [[] for _ in photos]
@@ -63,13 +60,7 @@ def find_faces(detector: FaceDetector, photos: Sequence[np.ndarray]) -> list[lis
 
 
 def turn_face(face: Face, turns: int, shape: tuple[int, ...]) -> Face:
-    """Returns where a face is in the image that `np.rot90(image, turns)` makes.
-
-    Args:
-        face: Where it is in the image.
-        turns: Quarter turns, counter-clockwise.
-        shape: The image's, height first.
-    """
+    """Returns where a face of an image of this shape is in `np.rot90(image, turns)`."""
     height, width = shape[:2]
     for _ in range(turns % 4):
         left, top, right, bottom = face.box
@@ -93,13 +84,10 @@ def _look(
     candidates: list[tuple[int, Face]] = []
     for size in sorted(set(sizes)):
         chosen = [i for i, each in enumerate(sizes) if each == size]
-        faces = detector.detect_in_photos([turned[i] for i in chosen], size)
-        candidates += [
-            (i, face)
-            for i, each in zip(chosen, faces, strict=True)
-            for face in each
-            if face.inside(turned[i].shape) >= _MIN_INSIDE
-        ]
+        faces = detector.detect_in_photos([photos[i] for i in chosen], size, turns)
+        for i, each in zip(chosen, faces, strict=True):
+            shape = turned[i].shape
+            candidates += [(i, face) for face in each if face.inside(shape) >= _MIN_INSIDE]
     cuts = [_cut_out(turned[i], face) for i, face in candidates]
     upright = _scores(detector, cuts, (0,))[0]
     doubtful = np.flatnonzero((upright > 0) & (upright < _SURELY_UPRIGHT))
@@ -133,14 +121,7 @@ def _scores(
     faces = [turn_face(face, turn, image.shape) for turn in turns for image, face in cuts]
     found = detector.detect_in_photos(images, PORTRAIT_CANVAS)
     best = [
-        max((each.confidence for each in others if _overlap(each, face) > _OVERLAP), default=0.0)
+        max((each.confidence for each in others if iou(each, face) > _SAME), default=0.0)
         for face, others in zip(faces, found, strict=True)
     ]
     return np.reshape(best, (len(turns), len(cuts)))
-
-
-def _overlap(one: Face, other: Face) -> float:
-    """Returns the intersection over the union of two boxes."""
-    a, b = np.array(one.box), np.array(other.box)
-    common = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
-    return float(common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common))

@@ -40,8 +40,6 @@ class Estimate:
     Attributes:
         face: As the detector found it.
         box: Where it is in the photo.
-        age: Whole years, the median of `ages`: as likely too low as too high.
-        interval: The youngest and oldest whole years of the middle 80 % of `ages`.
         ages: Probabilities of the years 1 to 85, float of shape (85,).
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
@@ -53,14 +51,23 @@ class Estimate:
 
     face: Face
     box: Box
-    age: int
-    interval: tuple[int, int]
     ages: np.ndarray
     branches: np.ndarray
     genders: np.ndarray
     quality: tuple[str, ...] = ()
     rotated: int = 0
     crop: np.ndarray | None = None
+
+    @property
+    def age(self) -> int:
+        """The median of `ages`, whole years: as likely too low as too high."""
+        return int(median_age(self.ages[None])[0])
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        """The youngest and oldest whole years of the middle 80 % of `ages`."""
+        (low,), (high,) = age_interval(self.ages[None])
+        return int(low), int(high)
 
     @property
     def branch(self) -> str:
@@ -141,8 +148,7 @@ class Estimator:
         """Finds and judges the faces of one photo.
 
         Args:
-            photo: A path, an http address, a file's bytes, RGB uint8 of shape (height, width, 3),
-                or a PIL image.
+            photo: What `agelib.prediction.photos.read_photo` takes.
 
         Returns:
             One estimate a face, from left to right; empty if there is none.
@@ -150,20 +156,16 @@ class Estimator:
         Raises:
             AgelibError: If the photo cannot be read, or is an array of another form.
         """
-        image = read_photo(photo)
-        return self._judge([image])[0]
+        return self._judge([read_photo(photo)])[0]
 
     def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
-        """Judges the faces of many photos, those of several photos at a time.
+        """Yields each photo, in order, and its estimates; none for one that could not be read.
 
-        While some are judged, the next ones are read, in threads of their own.
+        They are judged in batches; while one is judged, the next is read, in threads of their own.
 
         Args:
             photos: From `agelib.prediction.photos.read_photos`, for example; read at most three
                 batches ahead.
-
-        Yields:
-            Each photo, in order, and its estimates; none for one that could not be read.
         """
         for judged in _ahead(map(self._judge_photos, _ahead(_batches(photos)))):
             yield from judged
@@ -173,22 +175,21 @@ class Estimator:
         return [(photo, [] if photo.image is None else next(judged)) for photo in photos]
 
     def _judge(self, images: Sequence[np.ndarray]) -> list[list[Estimate]]:
-        """Returns the estimates of each image's faces."""
         found = find_faces(self._detector, images)
         places = [
             (image, face) for image, faces in zip(images, found, strict=True) for face in faces
         ]
         if not places:
             return [[] for _ in images]
-        size = self.model.input_shape[1:3]
-        crops = np.stack(
-            [
-                resize(crop_face(np.rot90(image, each.turns), each.face, self.crop), size)
-                for image, each in places
-            ]
-        )
-        judged = iter(_estimates(places, crops, probabilities(self._graph, crops)))
+        crops = np.stack([self._crop(*place) for place in places])
+        outputs = probabilities(self._graph, crops)
+        heads = (outputs[name] for name in ("age", "age_branch", "gender"))
+        judged = map(_estimate, places, crops, zip(*heads, strict=True))
         return [[next(judged) for _ in faces] for faces in found]
+
+    def _crop(self, image: np.ndarray, found: Found) -> np.ndarray:
+        crop = crop_face(np.rot90(image, found.turns), found.face, self.crop)
+        return resize(crop, self.model.input_shape[1:3])
 
 
 def _batches(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
@@ -212,23 +213,19 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
+def _estimate(
+    place: tuple[np.ndarray, Found], crop: np.ndarray, outputs: Sequence[np.ndarray]
+) -> Estimate:
+    image, found = place
+    face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
+    rotated = -90 * found.turns % 360
+    return Estimate(face, _box(face, image.shape), *outputs, marks(crop, found), rotated, crop)
+
+
 def _box(face: Face, shape: tuple[int, ...]) -> Box:
     left, top, right, bottom = map(round, face.box)
     left, top = min(max(left, 0), shape[1] - 1), min(max(top, 0), shape[0] - 1)
     return Box(left, top, max(left + 1, min(right, shape[1])), max(top + 1, min(bottom, shape[0])))
-
-
-def _estimates(
-    places: Sequence[tuple[np.ndarray, Found]], crops: np.ndarray, outputs: dict[str, np.ndarray]
-) -> Iterator[Estimate]:
-    ages = outputs["age"]
-    ends = np.stack(age_interval(ages), axis=1).tolist()
-    columns = median_age(ages).tolist(), map(tuple, ends), ages, outputs["age_branch"]
-    rows = zip(*columns, outputs["gender"], strict=True)
-    for (image, found), crop, row in zip(places, crops, rows, strict=True):
-        face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
-        rotated = -90 * found.turns % 360
-        yield Estimate(face, _box(face, image.shape), *row, marks(crop, found), rotated, crop)
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import logging
 import tempfile
 import timeit
@@ -26,7 +25,7 @@ from agelib.files import atomic
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import median_age
 from agelib.model.saved import load_model
-from agelib.prediction.formats import FORMATS, Format, Run
+from agelib.prediction.formats import FORMATS, Format, Outputs, Run
 from agelib.prediction.photos import find_photos, is_video
 
 # What the order of sums may change in a probability.
@@ -141,10 +140,8 @@ def faces_to_check(
         if not crops:
             raise AgelibError(f"{images} holds no photo with a face that can be used.")
         return crops, f"faces in the photos of {images}, of {len(photos):,} ({len(crops):,})"
-    for name, split in itertools.chain(
-        ((name, "test") for name in config.test_sources),
-        ((name, "val") for name in config.train_sources),
-    ):
+    sources = [(name, "test") for name in config.test_sources]
+    for name, split in [*sources, *((name, "val") for name in config.train_sources)]:
         folder = config.faces / name
         if (folder / MANIFEST).exists() and read_crop(folder) == crop:
             faces = FaceSet([folder], split)
@@ -173,30 +170,25 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells).set_axis(written["format"])
 
 
-def _measure(
-    path: Path, run: Run, images: np.ndarray, expected: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def _measure(path: Path, run: Run, images: np.ndarray, expected: Outputs) -> dict[str, Any]:
     """Returns a row of `export`'s table: how large a model is, how fast, and how far from Keras."""
     found, one = _outputs(run, images), images[:1].astype(np.float32)
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     run(one)  # the first call prepares
+    seconds = timeit.repeat(lambda: run(one), number=1, repeat=50)
+    differences = {head: np.abs(found[head] - values) for head, values in expected.items()}
+    years = median_age(found["age"]) - median_age(expected["age"])
+    same = {head: found[head].argmax(1) == values.argmax(1) for head, values in expected.items()}
     return {
         "file": path.name,
         "megabytes": sum(file.stat().st_size for file in files if file.is_file()) / 1e6,
-        "largest_difference": max(
-            float(np.abs(found[head] - values).max()) for head, values in expected.items()
-        ),
-        "years": float(np.abs(median_age(found["age"]) - median_age(expected["age"])).mean()),
-        "same_branch": _same(found["age_branch"], expected["age_branch"]),
-        "same_gender": _same(found["gender"], expected["gender"]),
-        "milliseconds": 1e3
-        * float(np.median(timeit.repeat(lambda: run(one), number=1, repeat=50))),
+        "largest_difference": max(float(each.max()) for each in differences.values()),
+        "years": float(np.abs(years).mean()),
+        "same_branch": float(same["age_branch"].mean()),
+        "same_gender": float(same["gender"].mean()),
+        "milliseconds": 1e3 * float(np.median(seconds)),
         "problem": "",
     }
-
-
-def _same(some: np.ndarray, others: np.ndarray) -> float:
-    return float(np.mean(some.argmax(axis=1) == others.argmax(axis=1)))
 
 
 def _check(row: dict[str, Any], exact: bool) -> None:
@@ -214,7 +206,7 @@ def _check(row: dict[str, Any], exact: bool) -> None:
         )
 
 
-def _outputs(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
+def _outputs(run: Run, images: np.ndarray) -> Outputs:
     starts = range(0, len(images), _BATCH)
     outputs = [run(images[start : start + _BATCH].astype(np.float32)) for start in starts]
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
@@ -243,11 +235,7 @@ def _spread(items: Sequence) -> list:
 
 
 def _export(
-    model: keras.Model,
-    form: Format,
-    path: Path,
-    images: np.ndarray,
-    expected: dict[str, np.ndarray],
+    model: keras.Model, form: Format, path: Path, images: np.ndarray, expected: Outputs
 ) -> dict[str, Any]:
     if form.needs:
         raise AgelibError(form.needs)
@@ -264,15 +252,13 @@ def _silenced() -> Iterator[None]:
     nowhere = io.StringIO()
     # Its handler writes to what was standard error when TensorFlow was loaded.
     logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     with (
         silent_stderr(),
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
         warnings.catch_warnings(action="ignore"),
+        contextlib.ExitStack() as stack,
     ):
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        yield

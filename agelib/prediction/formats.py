@@ -10,28 +10,20 @@ import numpy as np
 
 from agelib.backend import keras, tf
 
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+Outputs = dict[str, np.ndarray]  # by the name of the head
+Run = Callable[[np.ndarray], Outputs]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of other runtimes.
+    """A format of other runtimes."""
 
-    Attributes:
-        title: Its name, as people write it.
-        file: What its file or folder is called.
-        write: Writes a model to a path.
-        load: Returns what runs the model at a path on images.
-        exact: Whether it computes in full floats, as Keras does.
-        packages: What it needs besides agelib's requirements.
-    """
-
-    title: str
-    file: str
+    title: str  # as people write it
+    file: str  # the name of its file or folder
     write: Callable[[keras.Model, Path], None]
     load: Callable[[Path], Run]
-    exact: bool = True
-    packages: tuple[str, ...] = ()
+    exact: bool = True  # whether it computes in full floats, as Keras does
+    packages: tuple[str, ...] = ()  # besides agelib's requirements
 
     @property
     def needs(self) -> str:
@@ -109,7 +101,7 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
 def _load_saved_model(path: Path) -> Run:
     loaded = tf.saved_model.load(path)  # kept, as its variables live no longer than itself
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(images: np.ndarray) -> Outputs:
         outputs = loaded.signatures["serving_default"](image=tf.constant(images))
         return {name: values.numpy() for name, values in outputs.items()}
 

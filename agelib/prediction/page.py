@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from PIL import Image
+from skimage import data
 
 from agelib import AgelibError, first_line
 from agelib.faces.images import Rejected, read_image
@@ -60,9 +62,6 @@ _PICTURE_SIDE = 800  # pixels
 def build_page(estimator: Estimator) -> "gradio.Blocks":
     """Builds the page, to be shown with `launch`.
 
-    Args:
-        estimator: The model that answers.
-
     Raises:
         AgelibError: If Gradio is missing or too old.
     """
@@ -81,23 +80,39 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
                     height=300,
                     placeholder=f"Drop a photo here\n- or -\nchoose {wanted}",
                 )
+                gradio.Markdown("Or try NASA's portrait of an astronaut of 41 or 42 years:")
+                with gradio.Row(elem_id="examples"):
+                    buttons = {
+                        gradio.Button(name, size="sm", min_width=80): example
+                        for name, example in _examples().items()
+                    }
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(
                     _paragraph("The answer appears here."), elem_id="answer", padding=False
                 )
         # Gradio would decode the file in its own way, and fail in its own words.
         photo.preprocess = lambda upload: Path(upload.path)
-        photo.upload(
-            functools.partial(_answer_upload, estimator),
-            photo,
-            [result, photo],
+        settings = {
             # One after the other, as TensorFlow uses all cores for one; but each of them.
-            concurrency_limit=1,
-            trigger_mode="multiple",
-            show_progress_on=[result],
-            api_visibility="private",
-        )
+            "concurrency_limit": 1,
+            "concurrency_id": "estimator",
+            "trigger_mode": "multiple",
+            "show_progress_on": [result],
+            "api_visibility": "private",
+        }
+        answer_upload = functools.partial(_answer_upload, estimator)
+        photo.upload(answer_upload, photo, [result, photo], **settings)
+        for button, example in buttons.items():
+            answer = functools.partial(predict_as_html, estimator, example)
+            button.click(answer, None, result, **settings)
     return page
+
+
+def _examples() -> dict[str, Image.Image]:
+    """Returns a portrait in the public domain, as it is and made difficult in two ways."""
+    portrait = Image.fromarray(data.astronaut())
+    dark = portrait.point(lambda value: value // 4)
+    return {"As it is": portrait, "Turned": portrait.rotate(30), "Dark": dark}
 
 
 def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
@@ -128,8 +143,8 @@ def _limits(estimator: Estimator) -> str:
         off = f"was off by {scores['age_mae']:.1f} years on average on {scores['n']:,} test faces"
         off += ", and can be off by far more on a single one"
     return (
-        f"An estimate says how old a face looks, not how old a person is. It {off}: **decide "
-        "nothing about a person by it.** Photos are deleted right after they are answered."
+        f"An estimate says how old a face looks, not how old a person is. It {off}. **Do not use "
+        "it to decide anything about a person.** Photos are deleted right after the answer."
     )
 
 
@@ -138,13 +153,11 @@ def launch(page: "gradio.Blocks", **options: Any) -> None:
 
     Args:
         page: From `build_page`.
-        options: Further ones of Gradio's `launch`, such as `server_name` and `server_port`.
+        options: Of Gradio's `launch`, such as `server_name` and `server_port`.
     """
-    gradio = _load_gradio()
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     settings = {
-        "theme": gradio.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        "theme": _load_gradio().themes.Default(**fonts),
         "css": _CSS,
         "server_name": _LOCALHOST,
         "max_file_size": MAX_UPLOAD,
@@ -161,12 +174,7 @@ def launch(page: "gradio.Blocks", **options: Any) -> None:
 
 
 def serve(model_path: Path, host: str, port: int) -> None:
-    """Serves the page until Ctrl-C.
-
-    Args:
-        model_path: A model.keras.
-        host: The address to listen at; 0.0.0.0 lets other machines in.
-        port: 1 to 65535.
+    """Serves the page until Ctrl-C; at the host 0.0.0.0 other machines see it too.
 
     Raises:
         AgelibError: If Gradio or the model is missing, or nothing can listen there.
@@ -239,13 +247,8 @@ def _scratch() -> str:
     return folder
 
 
-def predict_as_html(estimator: Estimator, source: Path) -> str:
-    """Returns the faces of a photo, or why there are none, as HTML that needs no other file.
-
-    Args:
-        estimator: The model.
-        source: A file, which may be no photo at all.
-    """
+def predict_as_html(estimator: Estimator, source: Path | Image.Image) -> str:
+    """Returns the faces of a photo, or why there are none, as HTML that needs no other file."""
     try:
         image = read_image(source)
     except Rejected as error:
@@ -260,7 +263,10 @@ def predict_as_html(estimator: Estimator, source: Path) -> str:
     count = len(estimates)
     sentence = "One face found." if count == 1 else f"{count} faces found, numbered left to right."
     faces = "".join(f"<li>{html.escape(str(estimate))}</li>" for estimate in estimates)
-    note = "In brackets: how probable the answer is, and the ages that hold with 80 %."
+    note = (
+        "In brackets: how probable the answer is, and the ages between which the true age should "
+        "be in 80 % of all cases."
+    )
     picture = _image(annotate(image, estimates, _PICTURE_SIDE))
     return f"{_paragraph(sentence)}{picture}<ol>{faces}</ol><small>{note}</small>"
 

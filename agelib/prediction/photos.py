@@ -19,6 +19,7 @@ from agelib.faces.images import Rejected, read_image
 from agelib.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 
 PICTURE_SUFFIX = ".estimates.png"
+_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _LARGEST = 100_000_000  # bytes of a download
 _LONGEST_NAME = 120  # bytes, as file systems count them
 _SECONDS = 30  # of silence, until a download is given up
@@ -42,22 +43,16 @@ class Photo:
 def read_photo(
     source: str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image,
 ) -> np.ndarray:
-    """Reads a photo from whatever holds one.
+    """Returns a photo as RGB uint8 of shape (height, width, 3), which an array must be already.
 
     Args:
-        source: A path, an http address, a file's bytes, an RGB uint8 array of shape (height, width,
-            3), or a PIL image.
-
-    Returns:
-        RGB uint8 of shape (height, width, 3).
+        source: A path, an http address, a file's bytes, an array, or a PIL image.
 
     Raises:
         AgelibError: If it cannot be had or read, or is an array of another form.
     """
     if isinstance(source, np.ndarray):
         return _check(source)
-    if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
     if not _is_address(source):
         return read_image(source)
     try:
@@ -67,12 +62,9 @@ def read_photo(
 
 
 def find_photos(places: Sequence[str | Path]) -> list[str | Path]:
-    """Returns the photos and videos that files, folders, patterns and addresses stand for.
+    """Returns the photos and videos that paths, patterns ("holiday/*.jpg") and addresses stand for.
 
     Folders are read at any depth. Annotated pictures (`*.estimates.png`) in one are no photos.
-
-    Args:
-        places: Paths, patterns such as "holiday/*.jpg", http addresses.
 
     Raises:
         AgelibError: If a place does not exist or a folder holds no photo.
@@ -84,15 +76,13 @@ def _photos_at(place: str | Path) -> list[str | Path]:
     if _is_address(place):
         return [str(place)]
     path = Path(place).expanduser()
-    if path.is_dir():
-        if not (found := _images_below(path)):
-            suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-            raise AgelibError(f"{place} holds no photo ({suffixes}).")
-        return found
-    if path.exists():  # a file may have brackets in its name
+    is_folder = path.is_dir()
+    if path.exists() and not is_folder:  # a file may have brackets in its name
         return [path]
-    if not (found := sorted(filter(_is_photo, _matches(path)))):
-        raise AgelibError(f"{place} does not exist.")
+    found = sorted(filter(_is_photo, find_files(path) if is_folder else _matches(path)))
+    if not found:
+        why = f"holds no photo ({', '.join(_SUFFIXES)})" if is_folder else "does not exist"
+        raise AgelibError(f"{place} {why}.")
     return found
 
 
@@ -104,9 +94,9 @@ def _matches(pattern: Path) -> Iterator[Path]:
 
 
 def name_others(places: Iterable[str | Path]) -> str:
-    """Returns a sentence that counts, by ending, what `find_photos` leaves out in folders.
+    """Returns a sentence that counts, by ending, what `find_photos` leaves out in folders, or "".
 
-    Empty if there is nothing. Hidden files and pictures that `predict` drew do not count.
+    Hidden files and pictures that `predict` drew do not count.
     """
     folders = [Path(place).expanduser() for place in places if not _is_address(place)]
     files = (path for folder in folders if folder.is_dir() for path in find_files(folder))
@@ -122,14 +112,7 @@ def name_others(places: Iterable[str | Path]) -> str:
 
 
 def read_photos(places: Iterable[str | Path]) -> Iterator[Photo]:
-    """Reads photos one after the other, of a video one frame each second.
-
-    Args:
-        places: From `find_photos`.
-
-    Yields:
-        Every photo, those that cannot be read as well.
-    """
+    """Yields all photos of `find_photos`, read or not; of a video one frame each second."""
     for place in places:
         if is_video(place):
             yield from _frames(Path(place))
@@ -141,12 +124,7 @@ def read_photos(places: Iterable[str | Path]) -> Iterator[Photo]:
 
 
 def name_picture(name: str, taken: set[str]) -> str:
-    """Returns a file name of its own for the annotated picture of a photo.
-
-    Args:
-        name: The photo's.
-        taken: What earlier calls chose; this one adds its choice.
-    """
+    """Returns a file name for the picture of a photo, and adds it to those that are taken."""
     last = PurePosixPath(unquote(urlparse(name).path)) if _is_address(name) else Path(name)
     own = last.stem if last.suffix.lower() in IMAGE_SUFFIXES else last.name
     # What an address ends in may be no name for a file, or too long for one.
@@ -214,12 +192,8 @@ def _is_address(place: str | Path | bytes) -> bool:
     return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
 
 
-def _images_below(folder: Path) -> list[str | Path]:
-    return [path for path in find_files(folder) if _is_photo(path)]
-
-
 def _is_photo(path: Path) -> bool:
-    right = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    right = path.suffix.lower() in _SUFFIXES
     return right and path.is_file() and not path.name.endswith(PICTURE_SUFFIX)
 
 

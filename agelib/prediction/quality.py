@@ -29,7 +29,7 @@ def marks(crop: np.ndarray, found: Found) -> tuple[str, ...]:
 
     Args:
         crop: The face as the model sees it, RGB uint8 of shape (size, size, 3).
-        found: The face in the photo.
+        found: Where it is in the photo.
     """
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
     turned = found.sideways or abs(found.face.tilt) > _TILTED or _away(found.face) > _TURNED_AWAY

@@ -1,8 +1,10 @@
 """Estimates of many photos, drawn and written one photo after the other."""
 
 import csv
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -51,10 +53,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON types; of the last three attributes those that are not empty."""
-        others = {name: getattr(self, name) for name in ("error", "picture", "picture_error")}
         faces = [estimate.to_dict() for estimate in self.estimates]
-        others = {name: value for name, value in others.items() if value}
-        return {"photo": self.photo, "faces": faces} | others
+        others = {name: getattr(self, name) for name in ("error", "picture", "picture_error")}
+        return {"photo": self.photo, "faces": faces} | {k: v for k, v in others.items() if v}
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Returns a row of `COLUMNS` for each face, or one that says why there is none."""
@@ -91,11 +92,10 @@ def predict_photos(
         yield from _results(estimator, places, pictures, [])
         return
     try:
-        with _Table(table, sha256(estimator.path)) as rows:
-            for result in _results(estimator, places, pictures, rows.known):
-                rows.write(result)
+        with _table(table, sha256(estimator.path)) as (known, write):
+            for result in _results(estimator, places, pictures, known):
+                write(result.to_rows())
                 yield result
-            rows.finish()
     except OSError as error:
         raise AgelibError(
             f"{table} cannot be written ({error.strerror}): make room, or name another --csv. The "
@@ -138,62 +138,48 @@ def _draw(result: Result, photo: Photo, folder: Path, taken: set[str]) -> Result
     return replace(result, picture=str(path))
 
 
-class _Table:
-    """A CSV file that grows photo by photo; a mark beside it says that it is unfinished.
+@contextmanager
+def _table(path: Path, model: str) -> Iterator[tuple[list[dict[str, str]], Callable]]:
+    """Opens a CSV file that grows photo by photo; a mark beside it says that it is unfinished.
 
-    Attributes:
-        known: The rows that a call which was stopped has left.
+    Yields:
+        The rows that a call which was stopped has left, and what adds the rows of a photo.
     """
-
-    def __init__(self, path: Path, model: str):
-        self.known: list[dict[str, str]] = []
-        self._path, self._model = path, model
-        self._mark = path.with_name(f".{path.name}.unfinished.json")
-
-    def __enter__(self) -> "_Table":
-        # A pipe or a device keeps nothing to go on from.
-        regular = self._path.is_file() or not self._path.exists()
+    mark = path.with_name(f".{path.name}.unfinished.json")
+    # A pipe or a device keeps nothing to go on from.
+    regular = path.is_file() or not path.exists()
+    known = _known_rows(path, mark, model) if regular else []
+    if regular:
+        write_json(mark, {"model": model})
+        with atomic(path) as partial, _open(partial, "w") as file:
+            file.write("\ufeff")  # by which Excel knows UTF-8
+            _write(file, known, header=True)
+    with _open(path, "a" if regular else "w") as file:
+        _write(file, [], header=not regular)
+        yield known, functools.partial(_write, file)
         if regular:
-            self._read_known()
-            write_json(self._mark, {"model": self._model})
-            with atomic(self._path) as partial, _open(partial, "w") as file:
-                file.write("\ufeff")  # by which Excel knows UTF-8
-                _writer(file).writeheader()
-                _writer(file).writerows(self.known)
-        self._file = _open(self._path, "a" if regular else "w")
-        if not regular:
-            _writer(self._file).writeheader()
-        return self
+            os.fsync(file.fileno())
+    mark.unlink(missing_ok=True)
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
 
-    def write(self, result: Result) -> None:
-        """Adds the rows of a photo; they are in the file when this returns."""
-        _writer(self._file).writerows(result.to_rows())
-        self._file.flush()
-
-    def finish(self) -> None:
-        """Marks the table as complete: the next call begins another."""
-        if self._mark.exists():
-            os.fsync(self._file.fileno())
-        self._mark.unlink(missing_ok=True)
-
-    def _read_known(self) -> None:
-        if not (self._path.exists() and self._mark.exists()):
-            return
-        if read_json(self._mark) != {"model": self._model}:
-            return
-        with _open(self._path, "r") as file:
-            file.read(1)
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        # The rows of the last photo may be cut off.
-        self.known = [row for row in rows if row["photo"] != rows[-1]["photo"]]
+def _known_rows(path: Path, mark: Path, model: str) -> list[dict[str, str]]:
+    if not (path.exists() and mark.exists() and read_json(mark) == {"model": model}):
+        return []
+    with _open(path, "r") as file:
+        file.read(1)
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    # The rows of the last photo may be cut off.
+    return [row for row in rows if row["photo"] != rows[-1]["photo"]]
 
 
 def _open(path: Path, mode: str) -> IO[str]:
     return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
-def _writer(file: IO[str]) -> csv.DictWriter:
-    return csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+def _write(file: IO[str], rows: Iterable[dict[str, Any]], header: bool = False) -> None:
+    """Writes rows; they are in the file when this returns."""
+    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    file.flush()

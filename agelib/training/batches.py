@@ -20,18 +20,10 @@ def train_batches(
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled training batches.
 
-    An epoch draws as many faces as there are, each as often as its weight says, rounded up or
-    down at random. Epoch e has the same order whether training started at epoch 0 or continues at
-    e, so that a resumed run gives the same model. The last, smaller batch of each epoch is left
-    out.
-
-    Args:
-        faces: The faces to train on.
-        weights: How often each is shown relative to the others; float of shape (len(faces),).
-        batch_size: Faces in a batch.
-        image_size: Pixels per side.
-        seed: Of the order.
-        first_epoch: The epoch to start with.
+    An epoch draws as many faces as there are, each as often as its weight, float of shape
+    (len(faces),), says relative to the others, rounded up or down at random. Epoch e has the same
+    order whether training started at epoch 0 or continues at e, so that a resumed run gives the
+    same model. The last, smaller batch of each epoch is left out.
 
     Returns:
         Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and

@@ -53,43 +53,15 @@ class Reseed(keras.callbacks.Callback):
             state.assign(seeds.astype(state.dtype))
 
 
-class Schedule(keras.callbacks.Callback):
-    """Sets the learning rate before each step by one of Keras' schedules.
-
-    The optimizer would put the schedule into the graph once for each weight, which delays the first
-    step by half a minute.
-    """
-
-    def __init__(self, rates: keras.optimizers.schedules.LearningRateSchedule):
-        super().__init__()
-        self._rates = rates
-
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Sets the rate."""
-        optimizer = self.model.optimizer
-        optimizer.learning_rate = float(self._rates(optimizer.iterations))
-
-
 class Progress(keras.callbacks.Callback):
-    """Shows a bar from the first epoch to the last on standard error, with the time left.
+    """Shows a bar from the first epoch to the last on standard error, with the time left."""
 
-    Args:
-        epochs: Of the whole run.
-        steps: Of an epoch.
-        done: Epochs that are finished already.
-    """
-
-    def __init__(self, epochs: int, steps: int, done: int = 0):
+    def __init__(self, epochs: int, steps_per_epoch: int, done: int = 0):
         super().__init__()
         device = tf.config.list_logical_devices()[-1].device_type  # the fastest one is last
-        self._epochs = epochs
-        self._compiled = False
-        self._bar = tqdm(
-            total=epochs * steps,
-            initial=done * steps,
-            desc=f"train on {device}",
-            unit=" steps",
-        )
+        total, initial = epochs * steps_per_epoch, done * steps_per_epoch
+        self._bar = tqdm(total=total, initial=initial, desc=f"train on {device}", unit=" steps")
+        self._epochs, self._compiled = epochs, False
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves the bar; the first step includes compiling and would spoil the time estimate."""
@@ -118,14 +90,10 @@ class Checkpoint(keras.callbacks.Callback):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        history: list[dict],
-        metadata: dict,
-        on_epoch: Callable[[pd.DataFrame], None],
+        self, folder: Path, history: list, metadata: dict, on_epoch: Callable[[pd.DataFrame], None]
     ):
         super().__init__()
-        self._folder, self._history, self._metadata = folder, history, metadata
+        self.history, self._folder, self._metadata = history, folder, metadata
         self._on_epoch = on_epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -139,16 +107,31 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
             return
         best = best_weights_path(self._folder)
-        before = [row["val_loss"] for row in self._history]
+        before = [row["val_loss"] for row in self.history]
         # Epochs without a best one are of an earlier version, whose losses were others.
         if not before or (best.exists() and values["val_loss"] < min(before)):
             with atomic(best) as partial, open(partial, "wb") as file:
                 np.savez(file, *averaged_weights(self.model))
-        self._history.append({"epoch": epoch + 1, **values})
+        self.history.append({"epoch": epoch + 1, **values})
         self._metadata["seconds"] += time.monotonic() - self._began
-        metadata = self._metadata | {"history": self._history}
+        metadata = self._metadata | {"history": self.history}
         save_model(self.model, checkpoint_path(self._folder), metadata)
-        self._on_epoch(write_history(self._folder, self._history))
+        self._on_epoch(write_history(self._folder, self.history))
+
+
+def scheduling(
+    model: keras.Model, rates: keras.optimizers.schedules.LearningRateSchedule
+) -> keras.callbacks.Callback:
+    """Returns the callback that sets the learning rate before each step.
+
+    The optimizer would put the schedule into the graph once for each weight, which delays the first
+    step by half a minute.
+    """
+
+    def set_rate(batch: int, logs: dict | None) -> None:
+        model.optimizer.learning_rate = float(rates(model.optimizer.iterations))
+
+    return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate)
 
 
 def averaging(model: keras.Model) -> list[keras.callbacks.Callback]:

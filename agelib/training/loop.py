@@ -18,10 +18,12 @@ from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
-from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
+from agelib.model.network import build_model, freeze_backbone
 from agelib.model.saved import load_model, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
+
+Faces = dict[str, FaceSet]  # by split, "train" and "val"
 
 
 @keras_settings()
@@ -40,26 +42,23 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
             memory is too small, or the loss is no longer a number.
     """
     config, folder = config.resolved, config.run_folder
-    settings = config.to_dict() | {"faces": _fingerprints(config)}
+    prints = {name: fingerprint(config.faces / name) for name in config.train_sources}
+    settings = config.to_dict() | {"faces": prints}
     _check_settings(config, settings)
     if (folder / "model.keras").exists():
         return read_history(folder)
-    faces = {split: _open_faces(config, split) for split in ("train", "val")}
-    faces["train"], left_out = _without_duplicates(faces["train"], faces["val"], config)
-    _check_classes("gender", faces["train"].gender, GENDERS)
-    _check_classes("age branch", faces["train"].age_branch, BRANCH_NAMES)
-    metadata = _metadata(config, faces) | {"near_duplicates": left_out}
+    faces, left_out = _open_faces(config)
+    metadata = _metadata(config, faces, left_out)
     with strategy().scope():
         for part in faces.values():  # before config.json exists: they may need other settings
-            even_share(min(config.batch_size, len(part)))
+            _batch_size(part, config)
         model, history, metadata["seconds"] = _start_or_resume(config)
         write_json(folder / "config.json", settings | {"environment": metadata["environment"]})
         if history:
             callbacks.write_history(folder, history)
         # Each finished epoch is appended to the history.
-        _train_phases(
-            model, faces, config, history, callbacks.Checkpoint(folder, history, metadata, on_epoch)
-        )
+        checkpoint = callbacks.Checkpoint(folder, history, metadata, on_epoch)
+        _train_phases(model, faces, config, checkpoint)
     if len(history) < config.epochs:
         raise AgelibError(
             f"The loss of run {config.run} is no longer a number after epoch {len(history)}: use a "
@@ -74,24 +73,20 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> p
 
 
 def _train_phases(
-    model: keras.Model,
-    faces: dict[str, FaceSet],
-    config: Config,
-    history: list[dict],
-    checkpoint: callbacks.Checkpoint,
+    model: keras.Model, faces: Faces, config: Config, checkpoint: callbacks.Checkpoint
 ) -> None:
     """Trains the new heads on frozen features, then everything; a phase that is done is skipped."""
     phases = ((True, 0, config.head_epochs), (False, config.head_epochs, config.epochs))
     for heads_only, first, last in phases:
-        if not first <= len(history) < last:
+        done = len(checkpoint.history)
+        if not first <= done < last:
             continue
-        steps = (last - first) * _steps(faces["train"], config)
-        if len(history) == first:
+        steps = (last - first) * (len(faces["train"]) // _batch_size(faces["train"], config))
+        if done == first:
             _start_phase(model, config, heads_only, steps)
-        rates = recipe.learning_rates(
-            config.learning_rate * (recipe.HEADS_RATE if heads_only else 1), steps
-        )
-        _fit(model, faces, config, (len(history), last), rates, checkpoint)
+        peak = config.learning_rate * (recipe.HEADS_RATE if heads_only else 1)
+        schedule = callbacks.scheduling(model, recipe.learning_rates(peak, steps))
+        _fit(model, faces, config, (done, last), [schedule, checkpoint])
 
 
 def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: int) -> None:
@@ -100,50 +95,42 @@ def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: in
     elif config.new_heads:
         if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
             model.set_weights(callbacks.averaged_weights(model))
-        unfreeze_backbone(model)
+        freeze_backbone(model, False)
     recipe.compile_model(model, steps)
 
 
-def _steps(faces: FaceSet, config: Config) -> int:
-    return len(faces) // even_share(min(config.batch_size, len(faces)))
+def _batch_size(faces: FaceSet, config: Config) -> int:
+    return even_share(min(config.batch_size, len(faces)))
 
 
 def _fit(
-    model: keras.Model,
-    faces: dict[str, FaceSet],
-    config: Config,
-    epochs: tuple[int, int],
-    rates: keras.optimizers.schedules.LearningRateSchedule,
-    checkpoint: callbacks.Checkpoint,
+    model: keras.Model, faces: Faces, config: Config, epochs: tuple[int, int], calls: list
 ) -> None:
     """Trains from one epoch up to another."""
     train, val, size = faces["train"], faces["val"], config.image_size
-    batch_size = even_share(min(config.batch_size, len(train)))
-    batches = train_batches(
-        train, recipe.sampling_weights(train), batch_size, size, config.seed, epochs[0]
-    )
-    validation = ordered_batches(val, even_share(min(batch_size, len(val))), size)
+    batch_size = _batch_size(train, config)
+    steps = len(train) // batch_size
+    weights = recipe.sampling_weights(train)
+    validation = ordered_batches(val, _batch_size(val, config), size)
     _make_variables(model, validation)
-    progress = callbacks.Progress(config.epochs, _steps(train, config), epochs[0])
-    calls = [
-        callbacks.Reseed(config.seed),
-        callbacks.Schedule(rates),
-        *callbacks.averaging(model),
-        keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.TensorBoard(config.logs, write_graph=False),
-        progress,
-        checkpoint,
-    ]
+    progress = callbacks.Progress(config.epochs, steps, epochs[0])
     try:
         model.fit(
-            batches,
+            train_batches(train, weights, batch_size, size, config.seed, epochs[0]),
             initial_epoch=epochs[0],
             epochs=epochs[1],
-            steps_per_epoch=_steps(train, config),
+            steps_per_epoch=steps,
             validation_data=validation,
             shuffle=False,  # the stream is shuffled already
             verbose=0,
-            callbacks=calls,
+            callbacks=[
+                callbacks.Reseed(config.seed),
+                *callbacks.averaging(model),  # before the checkpoint
+                keras.callbacks.TerminateOnNaN(),
+                keras.callbacks.TensorBoard(config.logs, write_graph=False),
+                progress,
+                *calls,
+            ],
         )
     except tf.errors.ResourceExhaustedError as error:
         raise AgelibError(
@@ -176,11 +163,6 @@ def read_history(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _fingerprints(config: Config) -> dict[str, str]:
-    """Returns a checksum of the faces of each train source."""
-    return {name: fingerprint(config.faces / name) for name in config.train_sources}
-
-
 def _check_settings(config: Config, settings: dict[str, Any]) -> None:
     """Makes sure that a run continues with its own settings and faces."""
     path = config.run_folder / "config.json"
@@ -194,38 +176,39 @@ def _check_settings(config: Config, settings: dict[str, Any]) -> None:
         differs = f"has {name} {stored[name]}, but {value} is asked for"
         if name == "faces":
             differs = f"was trained on other faces than those in {config.faces}"
-        copies = (path.parent, config.drive / "runs" / config.run)
+        copies = (str(path.parent), str(config.drive / "runs" / config.run))
         # Unlike Path.exists, this raises nothing if Drive cannot be read.
-        places = " and ".join(str(copy) for copy in copies if os.path.exists(copy))
+        places = " and ".join(filter(os.path.exists, copies))
         raise AgelibError(
             f"Run {config.run} in {path.parent} {differs}: choose another name with --run, or "
             f"delete {places}."
         )
 
 
-def _open_faces(config: Config, split: str) -> FaceSet:
-    """Opens a split and makes sure that its faces are cut out as the settings ask."""
+def _open_faces(config: Config) -> tuple[Faces, dict[str, int]]:
+    """Opens the train and val faces, and makes sure that a model can learn from them.
+
+    Train faces that are near-duplicates of held-out ones are left out, and counted by data set.
+    """
     check_splits(config.train_sources, config)
     folders = [config.faces / name for name in config.train_sources]
     for folder in folders:
         config.crop.check(read_crop(folder), folder)
-    return FaceSet(folders, split)
-
-
-def _without_duplicates(
-    train: FaceSet, val: FaceSet, config: Config
-) -> tuple[FaceSet, dict[str, int]]:
-    """Leaves out train faces that are near-duplicates of held-out ones; counts them by data set."""
-    if config.keep_near_duplicates:
-        return train, {}
-    tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
-    duplicate = duplicates_of_held_out(train, val, *tests)
-    counts = np.bincount(train.source[duplicate], minlength=len(train.sources)).tolist()
-    if duplicate.all():
-        raise AgelibError(
-            f"All {len(train)} training faces nearly equal held-out ones: use more data."
-        )
-    return train.select(~duplicate), dict(zip(train.sources, counts, strict=True))
+    train, val = FaceSet(folders, "train"), FaceSet(folders, "val")
+    left_out = {}
+    if not config.keep_near_duplicates:
+        tests = [FaceSet([config.faces / name], "test") for name in config.test_sources]
+        duplicate = duplicates_of_held_out(train, val, *tests)
+        counts = np.bincount(train.source[duplicate], minlength=len(train.sources)).tolist()
+        left_out = dict(zip(train.sources, counts, strict=True))
+        if duplicate.all():
+            raise AgelibError(
+                f"All {len(train)} training faces nearly equal held-out ones: use more data."
+            )
+        train = train.select(~duplicate)
+    _check_classes("gender", train.gender, GENDERS)
+    _check_classes("age branch", train.age_branch, BRANCH_NAMES)
+    return {"train": train, "val": val}, left_out
 
 
 def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
@@ -268,13 +251,14 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
     return best
 
 
-def _metadata(config: Config, faces: dict[str, FaceSet]) -> dict[str, Any]:
+def _metadata(config: Config, faces: Faces, left_out: dict[str, int]) -> dict[str, Any]:
     """Returns what a model file says about itself."""
     return {
         "agelib": __version__,
         "crop": config.crop.to_json(),
         "config": config.to_dict(),
         "faces": {split: len(part) for split, part in faces.items()},
+        "near_duplicates": left_out,
         "environment": environment(),
         "age_branches": [list(branch) for branch in AGE_BRANCHES],
     }

@@ -26,9 +26,6 @@ def sampling_weights(faces: FaceSet) -> np.ndarray:
     network would overfit to them. Within a branch, women and men are drawn equally often, and faces
     of a set with many wrong labels less often. No face is drawn more than twenty times as often as
     another.
-
-    Args:
-        faces: The train faces of all sets.
     """
     trust = np.array([find_dataset(name).sampling_weight for name in faces.sources])[faces.source]
     cells = faces.age_branch, faces.gender
@@ -41,13 +38,9 @@ def sampling_weights(faces: FaceSet) -> np.ndarray:
 
 
 def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Returns the schedule of learning rates: warm-up to the peak, then cosine decay to 0.
+    """Returns the schedule over all steps: warm-up to the peak, then cosine decay to 0.
 
     Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
-
-    Args:
-        peak: The highest rate.
-        steps: Training steps in all.
     """
     warm_up = max(1, round(_WARM_UP_SHARE * steps))
     return keras.optimizers.schedules.CosineDecay(
@@ -56,17 +49,12 @@ def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.Learni
 
 
 def compile_model(model: keras.Model, steps: int) -> None:
-    """Sets losses, metrics and the optimizer, which averages the weights over the last steps.
+    """Sets losses, metrics and the optimizer, which averages weights over the last of the steps.
 
     Polyak & Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM Journal on
     Control and Optimization 1992.
-
-    Args:
-        model: From `build_model`.
-        steps: Training steps in all.
     """
-    averaged = max(2, min(_MOST_AVERAGED, _AVERAGED_SHARE * steps))
-    momentum = 1 - 1 / averaged
+    momentum = 1 - 1 / max(2, min(_MOST_AVERAGED, _AVERAGED_SHARE * steps))
     optimizer = keras.optimizers.AdamW(
         weight_decay=_WEIGHT_DECAY, use_ema=True, ema_momentum=momentum
     )
@@ -89,11 +77,7 @@ def set_losses(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Non
 
 
 def calibrate(model: keras.Model, faces: FaceSet) -> dict[str, float]:
-    """Calibrates a trained model on validation faces by scaling its logits.
-
-    Returns:
-        The temperatures of "age" and "gender".
-    """
+    """Scales a model's logits to fit validation faces; returns the temperature of each head."""
     views = estimate_views(model, faces)
     true = {"age": (faces.age - MIN_AGE, faces.age_high - MIN_AGE), "gender": (faces.gender,)}
     temperatures = {head: fit_temperature(views[head], *codes) for head, codes in true.items()}

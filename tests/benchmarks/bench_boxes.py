@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agelib.datasets.sample import draw_portrait
 from agelib.faces.crop import Face
-from agelib.faces.detector import FaceDetector
+from agelib.faces.detector import FaceDetector, iou
 from agelib.faces.images import read_image, resize
 from agelib.prediction.detection import PHOTO_CANVAS, find_faces, turn_face
 
@@ -100,12 +100,6 @@ def cut(scene: Scene, side: int, share: float) -> Scene:
     return Scene(scene.image[top:bottom, left:right].copy(), moved)
 
 
-def overlap(one: Face, other: Face) -> float:
-    a, b = np.array(one.box), np.array(other.box)
-    common = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
-    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
-
-
 def before(detector: FaceDetector, images: list[np.ndarray]) -> list[list[tuple[Face, int]]]:
     return [[(face, 0) for face in faces] for faces in detector.detect(images, PHOTO_CANVAS)]
 
@@ -128,7 +122,7 @@ def measure(call: Callable, detector: FaceDetector, scenes: list[Scene]) -> str:
     taken = (time.perf_counter() - begin) / len(scenes)
     missed = silent = false = 0
     for scene, faces in zip(scenes, found, strict=True):
-        right = [turns for face, turns in faces if overlap(face, scene.face) >= _SAME]
+        right = [turns for face, turns in faces if iou(face, scene.face) >= _SAME]
         missed += not right
         silent += any((turns + scene.turns) % 4 for turns in right)
         false += len(faces) - len(right)

@@ -30,6 +30,7 @@ from agelib.datasets.tables import DATASETS
 from agelib.faces import cleaning, shards
 from agelib.faces import crop as faces_crop
 from agelib.faces import images as faces
+from agelib.faces.detector import iou
 
 CONFIDENT = 0.9
 _MORE = 4  # images for agelib, for each of the loop's, so that both take a while
@@ -75,13 +76,6 @@ def most_central(found: list, shape: tuple) -> faces_crop.Face:
     )
 
 
-def overlap(one: faces_crop.Face, other: faces_crop.Face) -> float:
-    """Returns the intersection over the union of two boxes."""
-    a, b = np.array(one.box), np.array(other.box)
-    common = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
-    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
-
-
 def agreement(
     detector, loop: list, table: pd.DataFrame, config: Config
 ) -> tuple[float, float, float]:
@@ -100,7 +94,7 @@ def agreement(
             alone += not any(detector.detect_faces(at) for at in other_sizes(image))
         if sure and found:
             chosen = most_central(found, shape)
-            same += overlap(chosen, most_central(sure, shape)) >= 0.5
+            same += iou(chosen, most_central(sure, shape)) >= 0.5
     return same / confident, extra / len(loop), alone / len(loop)
 
 

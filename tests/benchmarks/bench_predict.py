@@ -7,15 +7,18 @@ loop, the mtcnn package on the whole photo and then `model.predict` on one crop 
 with the same model, and (b) the networks of deepface's age and gender analysis, two VGG-16 on 224
 pixels for each face, with random weights, as theirs are not at hand; the faces are found for (b)
 free of charge. Prints medians, faces a second and ratios, what a photo takes against detection
-alone, the time until a new Estimator answers for the first time, and what the network takes against
-the same network compiled as usual, with its weights as variables.
+alone, the time until a new Estimator answers for the first time against the import of TensorFlow,
+and what the network takes against the same network compiled as usual, with its weights as
+variables.
 
 Then folders of JPEG files of 200 x 200 pixels and of 12 megapixels, a face each, with a table:
-photos a second against the usual loop, against cleaning's rate, and against decoding alone.
+photos a second against the usual loop, against cleaning's rate, and against decoding alone. The
+same in processor time, which tells more on a busy machine.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +41,12 @@ from agelib.prediction.estimator import Estimator
 from agelib.prediction.results import predict_photos
 
 _VGG_SIZE = 224
+_IMPORT = """
+from time import perf_counter, process_time
+begin = perf_counter(), process_time()
+import agelib.backend
+print(perf_counter() - begin[0], process_time() - begin[1])
+"""
 
 
 def photos() -> dict[int, np.ndarray]:
@@ -80,6 +89,18 @@ def seconds(calls: dict[str, Callable[[], int]], repeats: int) -> dict[str, floa
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
+def clocks() -> np.ndarray:
+    """Returns the time and the processor time, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def import_tensorflow() -> np.ndarray:
+    """Returns what importing TensorFlow takes in a process of its own, as `clocks` does."""
+    command = [sys.executable, "-c", _IMPORT]
+    answer = subprocess.run(command, cwd=sys.path[0], check=True, capture_output=True, text=True)
+    return np.array(answer.stdout.split(), float)
+
+
 def compare_graphs(model: keras.Model, repeats: int) -> None:
     usual = tf.function(
         lambda crops: model(tf.cast(crops, tf.float32), training=False),
@@ -116,22 +137,25 @@ def compare_folder(estimator: Estimator, detector, paths: list[Path]) -> None:
     few = paths[: max(1, len(paths) // 10)]
     list(crop_images(few, estimator.crop, shared=False))  # which compiles, as the next line does
     estimator.predict(few[0])
-    moments = [time.perf_counter()]
+    moments = [clocks()]
     results = list(predict_photos(estimator, paths, table=paths[0].with_name("faces.csv")))
-    moments.append(time.perf_counter())
+    moments.append(clocks())
     for path in few:
         one_by_one(detector, estimator, read_image(path))
-    moments.append(time.perf_counter())
+    moments.append(clocks())
     list(crop_images(paths, estimator.crop, shared=False))
-    moments.append(time.perf_counter())
+    moments.append(clocks())
     for path in paths:
         read_image(path)
-    moments.append(time.perf_counter())
-    ours, loop, cleaning, decoding = np.diff(moments) / (len(paths), len(few), *[len(paths)] * 2)
+    moments.append(clocks())
+    counts = len(paths), len(few), len(paths), len(paths)
     print(f"  a face in {sum(len(result.estimates) == 1 for result in results)} of them")
-    print(f"  {1 / ours:.1f} photos/s, {loop / ours:.1f} times as many as one by one")
-    print(f"  {1 / cleaning:.1f} photos/s in cleaning, {ours / cleaning:.1f} times as many")
-    print(f"  {ours / decoding:.2f} times the time of decoding alone")
+    for what, taken in zip(("time", "processor time"), np.diff(moments, axis=0).T, strict=True):
+        ours, loop, cleaning, decoding = taken / counts
+        print(f"  {1 / ours:.1f} photos a second of {what}")
+        print(f"    {loop / ours:.1f} times as many as one by one")
+        print(f"    {cleaning / ours:.2f} times as many as in cleaning ({1 / cleaning:.1f})")
+        print(f"    {ours / decoding:.2f} times the {what} of decoding alone")
 
 
 def main() -> None:
@@ -143,10 +167,13 @@ def main() -> None:
     repeats = options.repeats
     from mtcnn import MTCNN
 
-    begin = time.perf_counter()
+    photo, begin = photos()[1], clocks()
     estimator = Estimator()
-    estimator.predict(photos()[1])
-    print(f"Estimator, from nothing to its first answer: {time.perf_counter() - begin:.1f} s")
+    estimator.predict(photo)
+    taken, imported = clocks() - begin, import_tensorflow()
+    for what, answer, once in zip(("time", "processor time"), taken, imported, strict=True):
+        print(f"first answer of a new Estimator: {answer:.1f} s of {what}, ", end="")
+        print(f"{answer / once:.2f} times importing TensorFlow ({once:.1f} s)")
 
     detector = MTCNN()
     networks = [

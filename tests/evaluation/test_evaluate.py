@@ -275,7 +275,7 @@ def test_a_run_whose_network_sees_another_size_is_evaluated(own_faces, tiny_netw
 
 def test_a_folder_of_images_scores_as_its_cleaned_shards_do(run, model, folder):
     from_shards = evaluate_run(run)
-    report = evaluate_folder(folder, model, run.run_folder / "model.keras", run)
+    report = evaluate_folder(folder, run.run_folder / "model.keras", run)
     assert set(report) >= REQUIRED
     assert report["dataset"] == "UTKFace"
     for name in REQUIRED - {"dataset"}:
@@ -285,7 +285,7 @@ def test_a_folder_of_images_scores_as_its_cleaned_shards_do(run, model, folder):
 
 def test_a_folder_of_images_is_left_as_it_was(run, model, folder):
     before = sorted(path.name for path in folder.rglob("*"))
-    evaluate_folder(folder, model, run.run_folder / "model.keras", run)
+    evaluate_folder(folder, run.run_folder / "model.keras", run)
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert read_manifest(run.faces / "utkface")["dataset"] == "utkface"
 
@@ -297,7 +297,7 @@ def test_a_folder_without_a_valid_name_is_refused(run, model, tmp_path):
     with pytest.raises(
         AgelibError, match=r"holiday can be used .*: name them age_gender_race_date"
     ):
-        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+        evaluate_folder(images, run.run_folder / "model.keras", run)
 
 
 def test_a_folder_with_labels_needs_no_names(run, model, folder, tmp_path):
@@ -306,8 +306,8 @@ def test_a_folder_with_labels_needs_no_names(run, model, folder, tmp_path):
     named = [path for path in read_folder(folder).query("reject == ''")["path"]]
     rows = [f"deeper/{name},{name.split('_')[0]},{name.split('_')[1]}" for name in named]
     (images / "labels.csv").write_text("path,age,gender\n" + "\n".join(rows))
-    by_names = evaluate_folder(folder, model, run.run_folder / "model.keras", run)
-    report = evaluate_folder(images, model, run.run_folder / "model.keras", run)
+    by_names = evaluate_folder(folder, run.run_folder / "model.keras", run)
+    report = evaluate_folder(images, run.run_folder / "model.keras", run)
     assert report["dataset"] == "party"
     for name in ("n", "age_mae", "gender_accuracy", "no_face"):
         assert report[name] == by_names[name], name
@@ -316,7 +316,7 @@ def test_a_folder_with_labels_needs_no_names(run, model, folder, tmp_path):
 def test_a_labelled_folder_without_a_usable_row_is_refused(run, model, tmp_path):
     (tmp_path / "labels.csv").write_text("path,age,gender\na.jpg,30,m\n")
     with pytest.raises(AgelibError, match=r"1 missing, a\.jpg for one"):
-        evaluate_folder(tmp_path, model, run.run_folder / "model.keras", run)
+        evaluate_folder(tmp_path, run.run_folder / "model.keras", run)
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -325,7 +325,7 @@ def test_an_empty_or_missing_folder_is_refused(run, model, tmp_path, exists):
     if exists:
         images.mkdir()
     with pytest.raises(AgelibError, match="holiday"):
-        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+        evaluate_folder(images, run.run_folder / "model.keras", run)
 
 
 def test_a_folder_without_a_face_is_refused_by_its_own_name(run, model, folder, tmp_path):
@@ -333,4 +333,4 @@ def test_a_folder_without_a_face_is_refused_by_its_own_name(run, model, folder, 
     images.mkdir()
     shutil.copy(folder / "30_1_0_20170116174525126.jpg.chip.jpg", images)
     with pytest.raises(AgelibError, match=r"landscapes.*no.*face"):
-        evaluate_folder(images, model, run.run_folder / "model.keras", run)
+        evaluate_folder(images, run.run_folder / "model.keras", run)

@@ -5,8 +5,8 @@ from skimage import data
 
 from agelib.datasets.sample import draw_portrait
 from agelib.faces import detector as detecting
-from agelib.faces.crop import PORTRAIT_CANVAS
-from agelib.faces.detector import MIN_CONFIDENCE, FaceDetector
+from agelib.faces.crop import PORTRAIT_CANVAS, Face
+from agelib.faces.detector import MIN_CONFIDENCE, FaceDetector, iou
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 KEYPOINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -109,6 +109,32 @@ def test_a_face_that_the_frame_cuts_is_found_on_a_larger_canvas(detector):
     photo = data.astronaut()[20:200, 190:330]
     [[face]] = detector.detect_in_photos([photo], 160)
     np.testing.assert_allclose(face.box, np.subtract(ASTRONAUT_BOX, (190, 20) * 2), atol=12)
+
+
+def test_photos_that_were_looked_at_before_change_nothing_in_cleaning(detector, pictures):
+    for canvas_size in (PORTRAIT_CANVAS, 2 * PORTRAIT_CANVAS):
+        detector.detect_in_photos(pictures, canvas_size, turns=1)
+    untouched = FaceDetector().detect(pictures)
+    for found, expected in zip(detector.detect(pictures), untouched, strict=True):
+        assert [each.box for each in found] == [each.box for each in expected]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_faces_of_a_turned_photo_are_in_the_pixels_of_that(detector, turns):
+    [[expected]] = detector.detect_in_photos([data.astronaut()], 320)
+    photo = np.rot90(data.astronaut(), -turns)
+    [[face]] = detector.detect_in_photos([photo], 320, turns)
+    np.testing.assert_allclose(face.box, expected.box, atol=0.5)
+    np.testing.assert_allclose(face.landmarks, expected.landmarks, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("box", "share"),
+    [((0, 0, 10, 10), 1), ((5, 0, 15, 10), 1 / 3), ((2, 2, 7, 7), 1 / 4), ((10, 0, 20, 10), 0)],
+)
+def test_iou_is_the_common_area_over_that_of_both(box, share):
+    one, other = (Face(each, 1.0, np.zeros((5, 2))) for each in ((0, 0, 10, 10), box))
+    assert iou(one, other) == iou(other, one) == pytest.approx(share)
 
 
 def test_every_face_of_a_crowd_is_found_most_confident_first(detector):

@@ -35,7 +35,7 @@ def model(tiny_networks):
 def test_estimates_do_not_depend_on_the_batch(sample_faces, model, at_a_time, monkeypatch):
     faces = FaceSet([sample_faces.faces / "utkface"], "test")
     graph = inference_graph(model)
-    monkeypatch.setattr(inference, "_BATCH", at_a_time)
+    monkeypatch.setattr(inference, "BATCH", at_a_time)
     outputs = estimate(model, faces)
     monkeypatch.undo()
     expected = probabilities(graph, np.stack([faces.image(i) for i in range(len(faces))]))

@@ -16,8 +16,8 @@ def test_an_age_becomes_a_bell_curve_that_sums_to_one_and_peaks_at_the_age():
     assert (curves >= 0).all()
 
 
-def test_the_curve_is_symmetric_and_as_wide_as_asked_for():
-    curves = age_distributions(sigma=2.0)
+def test_the_curve_is_symmetric_and_two_years_wide():
+    curves = age_distributions()
     np.testing.assert_allclose(curves[40, 35:40], curves[40, 45:40:-1], rtol=1e-5)
     assert curves[40, 42] / curves[40, 40] == pytest.approx(np.exp(-0.5), rel=1e-4)
 

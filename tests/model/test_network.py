@@ -19,7 +19,6 @@ from agelib.model.network import (
     freeze_backbone,
     scale_logits,
     set_batch_norm_momentum,
-    unfreeze_backbone,
 )
 from agelib.model.saved import load_model, save_model
 
@@ -92,7 +91,7 @@ def test_a_model_from_before_they_were_a_layer_is_trained_on(model, images, tmp_
     before, _ = load_model(tmp_path / "before.keras")
     freeze_backbone(before)
     assert len(before.trainable_variables) == 4
-    unfreeze_backbone(before)
+    freeze_backbone(before, False)
     after = build_model("EfficientNetB0", 64, str(tmp_path / "before.keras"))
     expected = before.predict_on_batch(images)
     for name, found in after.predict_on_batch(images).items():
@@ -170,7 +169,7 @@ def test_a_frozen_backbone_leaves_the_heads_and_thaws_as_a_whole():
     freeze_backbone(model)
     heads = {weights.path for weights in model.trainable_weights}
     assert {path.split("/")[0] for path in heads} == {"age_logits", "gender_logits"}
-    unfreeze_backbone(model)
+    freeze_backbone(model, False)
     assert {weights.path for weights in model.trainable_weights} == everything
 
 

@@ -221,7 +221,7 @@ def test_photos_of_many_sizes_need_few_canvases(estimator, monkeypatch):
     # Each canvas size is compiled on its own, which takes longer than the photo.
     canvases = set()
 
-    def remember(_, images, canvas_size):
+    def remember(_, images, canvas_size, turns=0):
         canvases.add(canvas_size)
         return [[] for _ in images]
 

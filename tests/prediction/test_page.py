@@ -354,7 +354,19 @@ def test_the_page_says_how_far_off_its_model_is(visitor):
     scores = json.loads(PRETRAINED.with_name("card.json").read_text())["scores"]["test"]
     text = visitor.all("body")[0].text
     assert f"off by {scores['age_mae']:.1f} years on average" in text
-    assert "decide nothing about a person by it" in text
+    assert "Do not use it to decide anything about a person." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"), [("As it is", ""), ("Turned", "turned"), ("Dark", "dark")]
+)
+def test_an_example_is_one_click_away(page, name, mark):
+    [button] = [block for block in page.blocks.values() if getattr(block, "value", "") == name]
+    [answer] = [fn for fn in page.fns.values() if (button._id, "click") in fn.targets]
+    text = answer.fn()
+    assert "One face found." in text
+    assert ("doubtful" in text) == bool(mark)
+    assert mark in text
 
 
 def test_of_another_model_the_page_gives_no_figure(tmp_path):
