@@ -35,7 +35,6 @@ _FIXES = {
     "name": f"name them age_gender_race_date.jpg, or write a {LABELS}",
     "outside": f"write paths relative to the folder into its {LABELS}",
     "missing": f"write the images' names into its {LABELS} as the folder has them, with endings",
-    "duplicate": f"name each image once in its {LABELS}",
     "age": f"write ages in years, or ranges such as 30-39, into its {LABELS}",
     "gender": f"write male or female for each into its {LABELS}",
     "unlabelled": f"name them in its {LABELS}",
@@ -346,7 +345,8 @@ def _need_usable(table: pd.DataFrame, folder: Path) -> None:
     counts = table["reject"].value_counts()
     if "" in counts or table.empty:
         return
-    counts = counts.drop("unlabelled", errors="ignore") if len(counts) > 1 else counts
+    if len(counts) > 1:  # a copy is of no use where the image it copies is of none
+        counts = counts.drop(["unlabelled", "duplicate"], errors="ignore")
     reasons = ", ".join(f"{count:,} {each}" for each, count in counts.items())
     reason = counts.index[0]
     fix = _FIXES[reason] if "split" in table or reason == "name" else "extract the archive again"
