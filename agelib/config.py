@@ -28,7 +28,7 @@ _OWN: dict[str, Any] = {
     "test_sources": ("own",),
     "backbone": "EfficientNetLite0",
     "weights": "agelib",
-    "crop_size": 96,
+    "crop_size": 112,
     "margin": 0.1,
 }
 
