@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # loading it would load TensorFlow
 _COLOURS = ("#3b6fb6", "#d1603d")
 _HIGHLIGHT = "#ffd166"
 
-_ANNOTATED = 640, 1600  # fewest and most pixels on the longer side
 _MONTAGE_COLUMNS = 4
 _AGE_STEP = 5
 _MOST_YEARS = 20
@@ -157,14 +156,14 @@ def _box(estimate: "Estimate") -> Rectangle:
     )
 
 
-def annotate(image: np.ndarray, estimates: Sequence["Estimate"]) -> Figure:
+def annotate(image: np.ndarray, estimates: Sequence["Estimate"], max_side: int = 1600) -> Figure:
     """Draws boxes and estimates on a photo, RGB uint8 of shape (height, width, 3).
 
     Where there are several faces, their labels begin with a number. The figure has the photo's
-    shape, and 640 to 1600 pixels on its longer side when saved.
+    shape, and 640 to `max_side` pixels on its longer side when saved.
     """
     height, width = image.shape[:2]
-    scale = float(np.clip(max(height, width), *_ANNOTATED)) / max(height, width)
+    scale = float(np.clip(max(height, width), 640, max_side)) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
