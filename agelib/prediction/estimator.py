@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from agelib.config import Crop
-from agelib.faces.crop import Face, crop_face
+from agelib.faces.crop import Face, crop_face, map_ahead
 from agelib.faces.detector import FaceDetector
 from agelib.faces.images import resize
 from agelib.labels import BRANCH_NAMES, GENDERS
@@ -161,14 +161,15 @@ class Estimator:
     def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
         """Yields each photo, in order, and its estimates; none for one that could not be read.
 
-        They are judged in batches; while one is judged, the next is read, in threads of their own.
+        They are judged in batches: while one is judged in a thread of its own, the next is read
+        here, where the memory of large photos is used again.
 
         Args:
-            photos: From `agelib.prediction.photos.read_photos`, for example; read at most three
-                batches ahead.
+            photos: From `agelib.prediction.photos.read_photos`, for example.
         """
-        for judged in _ahead(map(self._judge_photos, _ahead(_batches(photos)))):
-            yield from judged
+        with ThreadPoolExecutor(1) as pool:
+            for judged in map_ahead(pool, self._judge_photos, _batches(photos), 1):
+                yield from judged
 
     def _judge_photos(self, photos: Sequence[Photo]) -> list[tuple[Photo, list[Estimate]]]:
         judged = iter(self._judge([photo.image for photo in photos if photo.image is not None]))
@@ -202,15 +203,6 @@ def _batches(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
             batch = []
     if batch:
         yield batch
-
-
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yields items while the next one is computed in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item
 
 
 def _estimate(
