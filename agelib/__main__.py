@@ -31,6 +31,10 @@ _USED = {
     "serve": _PLACE,
     "export": (*_PLACE, "test_sources"),
 }
+_OF_PROFILE = "default: as the profile has them"
+_DEFAULTS = dict.fromkeys(
+    ("predict", "serve", "export"), "of a run of yours; without any, the pretrained model answers"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename} cannot be used" if error.filename else "A file cannot be used"
-        why = error.strerror or first_line(error)
+        why = first_line(error)
         return _fail(f"{where} ({why}): make room or name another folder, then run this again.")
     except KeyboardInterrupt:
         goes_on = command not in ("export", "serve")
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        settings = command.add_argument_group("settings", "default: as the profile has them")
+        settings = command.add_argument_group("settings", _DEFAULTS.get(name, _OF_PROFILE))
         for field in dataclasses.fields(Config):
             used = field.name in _USED.get(name, (field.name,))
             _add_setting(settings, field, field.metadata["help"] if used else argparse.SUPPRESS)

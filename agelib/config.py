@@ -136,7 +136,9 @@ class Config:
     The defaults are the `sample` profile's. Every field is an option of the command line.
     """
 
-    profile: str = _setting("sample", "sample, wiki, imdb-wiki or own; gives the other defaults")
+    profile: str = _setting(
+        "sample", "sample (the default), wiki, imdb-wiki or own; gives the other defaults"
+    )
     train_sources: tuple[str, ...] = _setting(
         ("wiki",),
         "data sets that give train and val: wiki, imdb, utkface, own, or the name of any folder or "

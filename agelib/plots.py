@@ -1,6 +1,6 @@
 """Figures. Every function returns a Figure and shows nothing: a notebook shows it.
 
-None is wider than 7.5 inches, or its words could not be read on a phone.
+All but annotated photos are at most 7.5 inches wide, so that a phone shows their words.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def montage(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -
         axis.axis("off")
     for axis, image in zip(axes, images, strict=False):
         axis.imshow(image)
-    for axis, title in zip(axes, titles or (), strict=False):
+    for axis, title in zip(axes[: len(images)], titles or [""] * len(images), strict=True):
         axis.set_title(title, fontsize=8)
     return figure
 

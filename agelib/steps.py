@@ -78,6 +78,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 def _pull_archive(name: str, config: Config) -> None:
     """Fetches an archive from Drive if it was pushed there, under any of its names."""
     folder = config.drive / "archives"
+    check_mounted(folder)
     with disk.reading(folder):
         found = find_dataset(name).archive.find_in(folder)
         pushed = [path for path in found if sync.holds(path)]

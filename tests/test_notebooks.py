@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from agelib.config import Config
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -127,6 +129,21 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         target = path.parent / file if file else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("README.md", "faces of {size} pixels"),
+        ("README.md", "the pretrained model, {size} pixels"),
+        ("notebooks/04_train.ipynb", "the {size} pixels and margin {margin} that it has learned"),
+        ("notebooks/05_evaluate.ipynb", "({size} pixels, margin {margin})"),
+    ],
+)
+def test_the_crops_of_the_pretrained_model_are_named_as_they_are(page, words):
+    own = Config.from_profile("own")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert words.format(size=own.crop_size, margin=own.margin) in text
 
 
 def test_the_readme_is_short():

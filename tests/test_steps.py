@@ -539,3 +539,9 @@ def test_own_photos_are_cleaned_again_once_one_is_replaced(tmp_path, capsys):
     second = steps.clean("own", config)
     assert "cleaned again" in capsys.readouterr().err
     assert second["shards"] != first["shards"]
+
+
+def test_nothing_is_fetched_while_google_drive_is_not_mounted(machine, colab):
+    with pytest.raises(AgelibError, match=r"is not mounted .*drive\.mount\(config\)"):
+        steps.download("wiki", machine)
+    assert list(machine.raw.glob("*")) == []

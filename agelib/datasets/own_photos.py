@@ -53,12 +53,7 @@ def read_labelled(folder: Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     source = folder / LABELS
-    labels = _read_labels(source)
-    with reading(folder):
-        found = retrying(find_files)(folder, IMAGE_SUFFIXES)
-    names = [path.relative_to(folder).as_posix() for path in found]
-    # Macs write letters with accents as two characters in file names.
-    images = {unicodedata.normalize("NFC", name): name for name in names}
+    labels, images = _read_labels(source), _images_in(folder)
     paths = labels["path"].str.replace("\\", "/").map(posixpath.normpath).str.normalize("NFC")
     unlabelled = sorted(images.keys() - set(paths))
     paths = pd.Series([*paths, *unlabelled], dtype=object)
@@ -86,6 +81,15 @@ def read_labelled(folder: Path) -> pd.DataFrame:
         "reject": np.select(list(reasons.values()), list(reasons), ""),
     }
     return pd.DataFrame(table)
+
+
+def _images_in(folder: Path) -> dict[str, str]:
+    """Returns the disk's names of the images below a folder, by their composed form."""
+    with reading(folder):
+        found = retrying(find_files)(folder, IMAGE_SUFFIXES)
+    names = [path.relative_to(folder).as_posix() for path in found]
+    # Macs write letters with accents as two characters in file names.
+    return {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def _read_ages(words: pd.Series) -> tuple[pd.Series, pd.Series]:

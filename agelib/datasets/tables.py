@@ -28,6 +28,8 @@ MIN_FACE_SCORE = 1.0
 # susanqq.github.io/UTKFace: [age]_[gender]_[race]_[date&time].jpg, with .chip.jpg if aligned
 _UTKFACE_NAME = r"^(\d{1,3})_([01])_([0-4])_\d+\.(?:jpe?g|png)(?:\.chip\.jpg)?\Z"
 _COLUMNS = ("full_path", "photo_taken", "dob", "gender", "name", "face_score", "second_face_score")
+# NotImplementedError: MATLAB's newer format, an HDF5 file, as some convert it.
+_MAT_ERRORS = (ValueError, LookupError, OSError, TypeError, MatReadError, NotImplementedError)
 _MATLAB_EPOCH = 366  # days from MATLAB's day 0 to Python's ordinal 0
 
 # What to do, by the reason for which most images are of no use.
@@ -103,10 +105,7 @@ def _read_mat(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         record = scipy.io.loadmat(path, squeeze_me=True)[name]
         return {key: np.atleast_1d(record[key].item()) for key in _COLUMNS}
-    # NotImplementedError: MATLAB's newer format, an HDF5 file, as some convert it.
-    except (
-        *(ValueError, LookupError, OSError, TypeError, MatReadError, NotImplementedError),
-    ) as error:
+    except _MAT_ERRORS as error:
         sentence = f"{path} is no IMDB-WIKI metadata ({error}): extract the archive again."
         raise AgelibError(sentence) from error
 
@@ -285,7 +284,7 @@ def read_table(name: str, config: Config) -> pd.DataFrame:
     check_sources(config)
     folder = images_folder(name, config)
     table = find_dataset(name).reader(folder)
-    _need_usable(table, folder)
+    _need_usable(table, folder, of_archive="split" not in table)
     if name not in config.train_sources:
         return _all_test(table)
     official = table.get("split", pd.Series("", table.index))
@@ -306,7 +305,7 @@ def read_folder(folder: Path) -> pd.DataFrame:
     """
     labelled = (folder / LABELS).exists()
     table = read_labelled(folder) if labelled else read_utkface(folder)
-    _need_usable(table, folder)
+    _need_usable(table, folder, of_archive=False)
     return _all_test(table)
 
 
@@ -340,7 +339,7 @@ def held_out_shares(name: str, config: Config, official: set[str]) -> tuple[floa
     return val, config.val_fraction if shared and "test" not in official else 0.0
 
 
-def _need_usable(table: pd.DataFrame, folder: Path) -> None:
+def _need_usable(table: pd.DataFrame, folder: Path, of_archive: bool) -> None:
     """Refuses a set of which no image is of any use, and says what is wrong with most of them."""
     counts = table["reject"].value_counts()
     if "" in counts or table.empty:
@@ -349,7 +348,7 @@ def _need_usable(table: pd.DataFrame, folder: Path) -> None:
         counts = counts.drop(["unlabelled", "duplicate"], errors="ignore")
     reasons = ", ".join(f"{count:,} {each}" for each, count in counts.items())
     reason = counts.index[0]
-    fix = _FIXES[reason] if "split" in table or reason == "name" else "extract the archive again"
+    fix = "extract the archive again" if of_archive and reason != "name" else _FIXES[reason]
     first = table.loc[table["reject"] == reason, "path"].iloc[0]
     raise AgelibError(
         f"None of the {counts.sum():,} images in {folder} can be used ({reasons}, {first} for "

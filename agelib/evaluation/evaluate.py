@@ -92,7 +92,7 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
     faces = FaceSet([folder], "test")
     held_out = (
         name not in learned["train_sources"]
-        or "test" in read_manifest(folder).get("official", [])
+        or "test" in read_manifest(folder)["official"]
         or (name in config.train_sources and config.val_fraction == learned["val_fraction"])
     )
     column = "agelib" if held_out else f"agelib, trained on {name}"
@@ -116,7 +116,7 @@ def score_model(
     crop = Crop.from_json(metadata["crop"])
     for folder in (config.faces / name for name in config.sources):
         crop.check(read_crop(folder), folder, user=f"the model of run {config.run}")
-    splits, tests, estimates = {}, {}, []
+    splits, tests, estimates = {}, {}, None
     for split in ("train", "val"):
         faces = FaceSet([config.faces / name for name in config.train_sources], split)
         splits[split] = score_split(faces, estimate(model, faces))
@@ -124,9 +124,10 @@ def score_model(
         faces = FaceSet([config.faces / name], "test")
         outputs = estimate(model, faces)
         tests[name] = score_split(faces, outputs)
-        estimates.append(estimates_table(faces, outputs))
+        if estimates is None:
+            estimates = estimates_table(faces, outputs)
     splits["test"] = tests[config.test_sources[0]]
-    return splits, tests, estimates[0]
+    return splits, tests, estimates
 
 
 def score_split(faces: FaceSet, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

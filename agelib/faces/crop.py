@@ -155,7 +155,7 @@ def crop_images(
 
 
 def map_ahead(pool: Executor, call: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Yields `call(item)` for each item, in order; at most `ahead` results wait in memory.
+    """Yields `call(item)` for each item, in order; at most `ahead` + 1 results wait in memory.
 
     `pool.map` would take all items at once.
     """

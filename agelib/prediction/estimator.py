@@ -1,5 +1,6 @@
 """Prediction: a photo to faces, each with age, age branch and gender."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ class Estimator:
         crops = np.stack([self._crop(*place) for place in places])
         outputs = probabilities(self._graph, crops)
         heads = (outputs[name] for name in ("age", "age_branch", "gender"))
-        judged = map(_estimate, places, crops, zip(*heads, strict=True))
+        judge = functools.partial(_estimate, margin=self.crop.margin)
+        judged = map(judge, places, crops, zip(*heads, strict=True))
         return [[next(judged) for _ in faces] for faces in found]
 
     def _crop(self, image: np.ndarray, found: Found) -> np.ndarray:
@@ -206,12 +208,13 @@ def _batches(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
 
 
 def _estimate(
-    place: tuple[np.ndarray, Found], crop: np.ndarray, outputs: Sequence[np.ndarray]
+    place: tuple[np.ndarray, Found], crop: np.ndarray, outputs: Sequence[np.ndarray], margin: float
 ) -> Estimate:
     image, found = place
     face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
     rotated = -90 * found.turns % 360
-    return Estimate(face, _box(face, image.shape), *outputs, marks(crop, found), rotated, crop)
+    quality = marks(crop, found, margin)
+    return Estimate(face, _box(face, image.shape), *outputs, quality, rotated, crop)
 
 
 def _box(face: Face, shape: tuple[int, ...]) -> Box:

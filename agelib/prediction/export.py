@@ -20,7 +20,7 @@ from agelib.backend import keras, silent_stderr
 from agelib.config import Config, Crop
 from agelib.faces.crop import crop_images
 from agelib.faces.images import Rejected, resize
-from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop
+from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop, read_manifest
 from agelib.files import atomic
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import median_age
@@ -143,11 +143,12 @@ def faces_to_check(
     sources = [(name, "test") for name in config.test_sources]
     for name, split in [*sources, *((name, "val") for name in config.train_sources)]:
         folder = config.faces / name
-        if (folder / MANIFEST).exists() and read_crop(folder) == crop:
+        if not (folder / MANIFEST).exists() or read_crop(folder) != crop:
+            continue
+        if read_manifest(folder)["splits"].get(split):
             faces = FaceSet([folder], split)
             crops = [faces.image(i) for i in _spread(range(len(faces)))]
-            if crops:
-                return crops, f"{split} faces of {name} ({len(crops):,})"
+            return crops, f"{split} faces of {name} ({len(crops):,})"
     # Grey, from 0 to 1; cut out around faces, as the model's own crops are.
     grey = np.round(lfw_subset()[:100] * 255).astype(np.uint8)
     crops = list(np.repeat(grey[..., None], 3, axis=3))

@@ -81,7 +81,7 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
                     placeholder=f"Drop a photo here\n- or -\nchoose {wanted}",
                 )
                 gradio.Markdown("Or try NASA's portrait of an astronaut of 41 or 42 years:")
-                with gradio.Row(elem_id="examples"):
+                with gradio.Row():
                     buttons = {
                         gradio.Button(name, size="sm", min_width=80): example
                         for name, example in _examples().items()
@@ -103,7 +103,7 @@ def build_page(estimator: Estimator) -> "gradio.Blocks":
         answer_upload = functools.partial(_answer_upload, estimator)
         photo.upload(answer_upload, photo, [result, photo], **settings)
         for button, example in buttons.items():
-            answer = functools.partial(predict_as_html, estimator, example)
+            answer = functools.partial(_answer, estimator, example)
             button.click(answer, None, result, **settings)
     return page
 
@@ -115,14 +115,19 @@ def _examples() -> dict[str, Image.Image]:
     return {"As it is": portrait, "Turned": portrait.rotate(30), "Dark": dark}
 
 
-def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
-    """Answers with the result as HTML, and with what empties the place for the photo."""
+def _answer(estimator: Estimator, source: Path | Image.Image) -> str:
     try:
-        return predict_as_html(estimator, path), None
+        return predict_as_html(estimator, source)
     except Exception:
         # A sentence for the visitor, and the rest for whoever runs the page.
         traceback.print_exc()
-        return _paragraph("Something went wrong with this photo here: try another."), None
+        return _paragraph("Something went wrong with this photo here: try another.")
+
+
+def _answer_upload(estimator: Estimator, path: Path) -> tuple[str, None]:
+    """Answers with the result as HTML, and with what empties the place for the photo."""
+    try:
+        return _answer(estimator, path), None
     finally:
         # The browser fetches it to show it, and the server stumbles if it is gone halfway.
         timer = threading.Timer(_DELAY, _remove, [path])
@@ -139,9 +144,10 @@ def _remove(path: Path) -> None:
 def _limits(estimator: Estimator) -> str:
     off = "can be off by many years"
     if estimator.path == PRETRAINED:
-        scores = json.loads(PRETRAINED.with_name("card.json").read_text())["scores"]["test"]
-        off = f"was off by {scores['age_mae']:.1f} years on average on {scores['n']:,} test faces"
-        off += ", and can be off by far more on a single one"
+        tests = json.loads(PRETRAINED.with_name("card.json").read_text())["tests"].values()
+        best, *_, worst = sorted(scores["age_mae"] for scores in tests)
+        off = f"was off by {best:.1f} to {worst:.1f} years on average on {len(tests)} sets of test "
+        off += "faces, and can be off by far more on a single one"
     return (
         f"An estimate says how old a face looks, not how old a person is. It {off}. **Do not use "
         "it to decide anything about a person.** Photos are deleted right after the answer."
@@ -253,7 +259,7 @@ def predict_as_html(estimator: Estimator, source: Path | Image.Image) -> str:
         image = read_image(source)
     except Rejected as error:
         # Where an upload lies is nothing that its sender knows.
-        why = str(error).replace(str(source), source.name)
+        why = str(error).replace(str(source), getattr(source, "name", "The photo"))
         return _paragraph(f"{why} Try another, such as a JPEG or PNG.")
     estimates = estimator.predict(image)
     if not estimates:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from agelib import AgelibError
+from agelib import AgelibError, first_line
 from agelib.files import atomic, read_json, sha256, write_json
 from agelib.plots import annotate
 from agelib.prediction.estimator import Estimate, Estimator
@@ -98,8 +98,8 @@ def predict_photos(
                 yield result
     except OSError as error:
         raise AgelibError(
-            f"{table} cannot be written ({error.strerror}): make room, or name another --csv. The "
-            "photos before are in it, and the same command goes on from there."
+            f"{table} cannot be written ({first_line(error)}): make room, or name another --csv. "
+            "The photos before are in it, and the same command goes on from there."
         ) from error
 
 
@@ -133,7 +133,7 @@ def _draw(result: Result, photo: Photo, folder: Path, taken: set[str]) -> Result
         with atomic(path) as partial:
             annotate(photo.image, result.estimates).savefig(partial, format="png")
     except OSError as error:
-        why = f"{path} could not be written ({error.strerror}): make room there."
+        why = f"{path} could not be written ({first_line(error)}): make room there."
         return replace(result, picture_error=why)
     return replace(result, picture=str(path))
 

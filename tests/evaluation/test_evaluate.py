@@ -300,6 +300,14 @@ def test_a_folder_without_a_valid_name_is_refused(run, model, tmp_path):
         evaluate_folder(images, run.run_folder / "model.keras", run)
 
 
+def test_names_with_impossible_ages_are_no_reason_to_extract_an_archive(run, tmp_path):
+    images = tmp_path / "holiday"
+    images.mkdir()
+    (images / "0_1_2_20170116000000000.jpg").write_bytes(b"")
+    with pytest.raises(AgelibError, match=r"1 age, .*: write ages in years"):
+        evaluate_folder(images, run.run_folder / "model.keras", run)
+
+
 def test_a_folder_with_labels_needs_no_names(run, model, folder, tmp_path):
     images = tmp_path / "party"
     shutil.copytree(folder, images / "deeper")

@@ -305,6 +305,13 @@ def test_without_test_faces_the_run_s_validation_faces_are_compared(sample_faces
     assert what == f"val faces of wiki ({len(crops)})"
 
 
+def test_a_set_without_the_split_is_passed_over(sample_faces):
+    # WIKI is trained on, so no face of it is a test face.
+    config = dataclasses.replace(sample_faces, test_sources=("wiki",), train_sources=("utkface",))
+    _, what = faces_to_check(config, CROP)
+    assert what == "small faces of Labeled Faces in the Wild (100)"
+
+
 def test_photos_give_the_face_that_each_is_about(sample_faces, tmp_path):
     Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
     Image.fromarray(np.full((90, 90, 3), 99, np.uint8)).save(tmp_path / "wall.png")

@@ -5,9 +5,15 @@ import numpy as np
 import pytest
 from skimage import data
 
+from agelib.config import Crop
+from agelib.faces.crop import crop_face
+from agelib.faces.detector import FaceDetector
+from agelib.faces.images import resize
 from agelib.model.saved import PRETRAINED
 from agelib.plots import annotate
+from agelib.prediction.detection import find_faces
 from agelib.prediction.estimator import Estimator
+from agelib.prediction.quality import marks
 from agelib.prediction.results import Result
 
 PORTRAIT = data.astronaut()[:320, 60:380]
@@ -49,6 +55,15 @@ def test_a_clear_face_has_no_mark(estimator):
     [estimate] = estimator.predict(PORTRAIT)
     assert estimate.quality == ()
     assert "doubtful" not in str(estimate)
+
+
+@pytest.mark.parametrize("crop", [Crop(64, 0.3), Crop(112, 0.1), Crop(160, 0.0)], ids=str)
+@pytest.mark.parametrize(("sigma", "marks_of_it"), [(0, ()), (1, ()), (6, ("blurred",))])
+def test_blur_is_of_the_face_whatever_the_crop(crop, sigma, marks_of_it):
+    photo = cv2.GaussianBlur(PORTRAIT, (0, 0), sigma) if sigma else PORTRAIT
+    [[found]] = find_faces(FaceDetector(), [photo])
+    face = resize(crop_face(photo, found.face, crop), (crop.size, crop.size))
+    assert marks(face, found, crop.margin) == marks_of_it
 
 
 def test_dark_skin_in_a_bright_photo_is_not_dark(estimator):
