@@ -14,12 +14,12 @@ from agelib.config import Crop
 from agelib.faces.crop import Face, crop_face, map_ahead
 from agelib.faces.detector import FaceDetector
 from agelib.faces.images import resize
-from agelib.labels import BRANCH_NAMES, GENDERS
+from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS, MIN_AGE
 from agelib.model.inference import age_interval, inference_graph, median_age, probabilities
 from agelib.model.saved import PRETRAINED, load_model
 from agelib.prediction.detection import Found, find_faces, turn_face
 from agelib.prediction.photos import Photo, read_photo
-from agelib.prediction.quality import marks
+from agelib.prediction.quality import marks, soften
 
 # Photos whose faces are judged together: so many, and of no more bytes.
 _BATCH, _BATCH_BYTES = 32, 100_000_000
@@ -41,7 +41,8 @@ class Estimate:
     Attributes:
         face: As the detector found it.
         box: Where it is in the photo.
-        ages: Probabilities of the years 1 to 85, float of shape (85,).
+        ages: Probabilities of the years 1 to 85, float of shape (85,); closer to each other, as the
+            others are, where the face is blurred.
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
         quality: What makes the estimate doubtful, of "small", "dark", "blurred" and "turned".
@@ -185,9 +186,8 @@ class Estimator:
             return [[] for _ in images]
         crops = np.stack([self._crop(*place) for place in places])
         outputs = probabilities(self._graph, crops)
-        heads = (outputs[name] for name in ("age", "age_branch", "gender"))
         judge = functools.partial(_estimate, margin=self.crop.margin)
-        judged = map(judge, places, crops, zip(*heads, strict=True))
+        judged = map(judge, places, crops, outputs["age"], outputs["gender"])
         return [[next(judged) for _ in faces] for faces in found]
 
     def _crop(self, image: np.ndarray, found: Found) -> np.ndarray:
@@ -208,13 +208,20 @@ def _batches(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
 
 
 def _estimate(
-    place: tuple[np.ndarray, Found], crop: np.ndarray, outputs: Sequence[np.ndarray], margin: float
+    place: tuple[np.ndarray, Found],
+    crop: np.ndarray,
+    ages: np.ndarray,
+    genders: np.ndarray,
+    margin: float,
 ) -> Estimate:
     image, found = place
     face = turn_face(found.face, -found.turns, np.rot90(image, found.turns).shape)
-    rotated = -90 * found.turns % 360
     quality = marks(crop, found, margin)
-    return Estimate(face, _box(face, image.shape), *outputs, quality, rotated, crop)
+    if "blurred" in quality:
+        ages, genders = soften(ages), soften(genders)
+    branches = np.add.reduceat(ages, [low - MIN_AGE for low, _ in AGE_BRANCHES])
+    rotated = -90 * found.turns % 360
+    return Estimate(face, _box(face, image.shape), ages, branches, genders, quality, rotated, crop)
 
 
 def _box(face: Face, shape: tuple[int, ...]) -> Box:

@@ -88,7 +88,7 @@ def test_a_face_turned_four_times_is_where_it_was(detector):
     np.testing.assert_array_equal(back.landmarks, face.landmarks)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 900, 3), (900, 1, 3), (200, 300, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 900, 3), (9000, 1, 3), (200, 300, 3)])
 def test_a_photo_without_a_face_gives_an_empty_list(detector, shape):
     assert find_faces(detector, [np.full(shape, 128, np.uint8)]) == [[]]
 

@@ -9,11 +9,13 @@ from agelib.config import Crop
 from agelib.faces.crop import crop_face
 from agelib.faces.detector import FaceDetector
 from agelib.faces.images import resize
+from agelib.labels import AGE_BRANCHES
+from agelib.model.inference import age_interval, inference_graph, probabilities
 from agelib.model.saved import PRETRAINED
 from agelib.plots import annotate
 from agelib.prediction.detection import find_faces
 from agelib.prediction.estimator import Estimator
-from agelib.prediction.quality import marks
+from agelib.prediction.quality import marks, soften
 from agelib.prediction.results import Result
 
 PORTRAIT = data.astronaut()[:320, 60:380]
@@ -55,6 +57,31 @@ def test_a_clear_face_has_no_mark(estimator):
     [estimate] = estimator.predict(PORTRAIT)
     assert estimate.quality == ()
     assert "doubtful" not in str(estimate)
+
+
+def test_soften_draws_probabilities_together_and_keeps_their_order():
+    ages = np.float32([0.7, 0.2, 0.1, 0])
+    softer = soften(ages)
+    roots = [0.7 ** (2 / 3), 0.2 ** (2 / 3), 0.1 ** (2 / 3), 0]
+    np.testing.assert_allclose(softer, np.divide(roots, sum(roots)), rtol=1e-5)
+    assert softer.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("sigma", "blurred"), [(0, False), (6, True)])
+def test_only_a_blurred_face_has_softer_probabilities_and_a_wider_interval(
+    estimator, sigma, blurred
+):
+    photo = cv2.GaussianBlur(PORTRAIT, (0, 0), sigma) if sigma else PORTRAIT
+    [estimate] = estimator.predict(photo)
+    plain = probabilities(inference_graph(estimator.model), estimate.crop[None])
+    for found, [given] in ((estimate.ages, plain["age"]), (estimate.genders, plain["gender"])):
+        expected = soften(given) if blurred else given
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    sums = [estimate.ages[low - 1 : high].sum() for low, high in AGE_BRANCHES]
+    np.testing.assert_allclose(estimate.branches, sums, atol=1e-6)
+    (low,), (high,) = age_interval(plain["age"])
+    width = estimate.interval[1] - estimate.interval[0]
+    assert (width > high - low) == blurred
 
 
 @pytest.mark.parametrize("crop", [Crop(64, 0.3), Crop(112, 0.1), Crop(160, 0.0)], ids=str)
