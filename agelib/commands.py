@@ -12,7 +12,7 @@ from typing import Any
 
 import agelib
 from agelib import AgelibError
-from agelib.config import Config, Crop
+from agelib.config import Config
 from agelib.model import saved
 
 
@@ -164,17 +164,18 @@ def export(
 ) -> None:
     """Writes a model as SavedModel, TFLite (float32, int8) and ONNX, each compared with Keras."""
     from agelib.prediction import export as exporting
+    from agelib.prediction.estimator import Estimator
 
-    path = _model_path(config, model, of_run)
-    crop = Crop.from_json(saved.load_model(path)[1]["crop"])
-    crops, what = exporting.faces_to_check(config, crop, images)
-    table = exporting.export(path, output, crops, formats)
+    estimator = Estimator(_model_path(config, model, of_run))
+    crops, what = exporting.faces_to_check(config, estimator.crop, images)
+    table = exporting.export(estimator, output, crops, formats)
     if json:
         print(table.to_json(orient="records", indent=1))
     else:
-        print(f"model: {path}, compared on {what}\n\n{exporting.readable(table).to_string()}")
-        print("\ndifferences from Keras; ms: the median call of one face on this machine\n")
-        print(exporting.describe_input(path))
+        print(f"model: {estimator.path}, compared on {what}\n")
+        print(f"{exporting.readable(table).to_string()}\n")
+        print("differences from Keras; ms: the median call of one face on this machine\n")
+        print(exporting.describe_input(estimator))
     if not formats and (missing := exporting.name_missing()):
         print(missing, file=sys.stderr)
     if problems := [problem for problem in table["problem"] if problem]:

@@ -24,7 +24,7 @@ from agelib.faces.shards import MANIFEST, FaceSet, decode_jpeg, read_crop, read_
 from agelib.files import atomic
 from agelib.labels import BRANCH_NAMES, GENDERS
 from agelib.model.inference import median_age
-from agelib.model.saved import load_model
+from agelib.prediction.estimator import Estimator
 from agelib.prediction.formats import FORMATS, Format, Outputs, Run
 from agelib.prediction.photos import find_photos, is_video
 
@@ -38,7 +38,7 @@ _BATCH = 64
 
 
 def export(
-    model_path: Path, folder: Path, crops: Sequence[np.ndarray], formats: Sequence[str] = ()
+    estimator: Estimator, folder: Path, crops: Sequence[np.ndarray], formats: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Writes a model in other formats, each only if its answers on faces are those of Keras.
 
@@ -46,7 +46,7 @@ def export(
     and gender the same for 95 % of the faces.
 
     Args:
-        model_path: A model.keras.
+        estimator: The model.
         folder: Where to.
         crops: Face crops of the model's kind, RGB uint8; they are resized to what it sees.
         formats: Of "saved_model", "tflite", "int8" and "onnx"; by default all whose packages are
@@ -59,13 +59,13 @@ def export(
         file has not been written, or "".
 
     Raises:
-        AgelibError: If there is no model or face, the folder is a file or a format unknown.
+        AgelibError: If there is no face, the folder is a file or a format unknown.
     """
     if unknown := set(formats) - set(FORMATS):
         raise AgelibError(f"format is {min(unknown)!r}, but must be one of {', '.join(FORMATS)}.")
     if not len(crops):
         raise AgelibError("There is no face to check the export on.")
-    model, _ = load_model(model_path)
+    model = estimator.model
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,7 +74,7 @@ def export(
         ) from error
     images = np.stack([resize(crop, model.input_shape[1:3]) for crop in crops])
     expected = _outputs(model.predict_on_batch, images)
-    keras_row = _measure(Path(model_path), model.predict_on_batch, images, expected)
+    keras_row = _measure(estimator.path, model.predict_on_batch, images, expected)
     rows = [{"format": "Keras"} | keras_row]
     chosen = list(formats) or [name for name, each in FORMATS.items() if not each.needs]
     for name in tqdm(chosen, "export", unit=" formats"):
@@ -94,10 +94,9 @@ def name_missing() -> str:
     return " ".join(f"{each.needs}." for each in FORMATS.values() if each.needs)
 
 
-def describe_input(model_path: Path) -> str:
+def describe_input(estimator: Estimator) -> str:
     """Returns what an exported model takes and gives, with an example, for use without agelib."""
-    model, metadata = load_model(model_path)
-    crop, size = Crop.from_json(metadata["crop"]), model.input_shape[1]
+    crop, size = estimator.crop, estimator.model.input_shape[1]
     aligned = "turned until the eyes are level, " if crop.align else ""
     return f"""input: image, float32 of shape (batch, {size}, {size}, 3), RGB, 0 to 255
 crop: the face's box made square around its middle (its longer side), widened by {crop.margin:g}

@@ -21,7 +21,8 @@ from agelib.faces.images import resize
 from agelib.faces.shards import FaceSet
 from agelib.labels import GENDERS
 from agelib.model.inference import estimate, median_age
-from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, save_model
+from agelib.prediction.estimator import Estimator
 from agelib.prediction.export import (
     FORMATS,
     describe_input,
@@ -36,14 +37,14 @@ BUILT_IN = ("saved_model", "tflite", "int8")
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
+def estimator(tmp_path_factory):
     keras.utils.set_random_seed(4)
     model = build_tiny_model("EfficientNetB0", 48, augment=False)
     # Wide enough apart that an answer is no tie.
     model.set_weights([3 * weights for weights in model.get_weights()])
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save_model(model, path, {"crop": CROP.to_json()})
-    return path
+    return Estimator(path)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,9 @@ def crops():
 
 
 @pytest.fixture(scope="module")
-def exported(model_path, crops, tmp_path_factory):
+def exported(estimator, crops, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "new"
-    return folder, export(model_path, folder, crops, BUILT_IN)
+    return folder, export(estimator, folder, crops, BUILT_IN)
 
 
 @pytest.fixture
@@ -89,12 +90,11 @@ def test_the_files_are_there_and_nothing_else(exported):
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("count", [1, 7])
 def test_each_runtime_takes_any_number_of_pixels_of_0_to_255(
-    exported, model_path, crops, name, count
+    exported, estimator, crops, name, count
 ):
     folder, _ = exported
-    model, _ = load_model(model_path)
     images = np.float32([Image.fromarray(crop).resize((48, 48)) for crop in crops[:count]])
-    expected = model.predict_on_batch(images)
+    expected = estimator.model.predict_on_batch(images)
     found = FORMATS[name].load(folder / FORMATS[name].file)(images)
     assert set(found) == {"age", "age_branch", "gender"}
     for head, values in expected.items():
@@ -102,10 +102,10 @@ def test_each_runtime_takes_any_number_of_pixels_of_0_to_255(
         np.testing.assert_allclose(found[head], values, atol=0.05 if name == "int8" else 1e-5)
 
 
-def test_onnx_answers_as_keras_does(model_path, crops, tmp_path):
+def test_onnx_answers_as_keras_does(estimator, crops, tmp_path):
     for package in FORMATS["onnx"].packages:
         pytest.importorskip(package, reason="of the optional extra `export`")
-    table = export(model_path, tmp_path, crops, ["onnx"])
+    table = export(estimator, tmp_path, crops, ["onnx"])
     assert table["problem"].tolist() == ["", ""]
     assert table["largest_difference"][1] < 1e-5
     assert names(tmp_path) == ["model.onnx"]
@@ -135,18 +135,18 @@ def test_the_table_is_read_without_what_is_not_there(exported):
     assert text["same branch"].tolist() == ["100.0%"] * 3
 
 
-def test_exporting_again_replaces_what_was_there(model_path, crops, tmp_path):
+def test_exporting_again_replaces_what_was_there(estimator, crops, tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "old.pb").write_bytes(b"old")
     (tmp_path / "model.tflite").write_bytes(b"old")
-    export(model_path, tmp_path, crops, ["saved_model", "tflite"])
+    export(estimator, tmp_path, crops, ["saved_model", "tflite"])
     assert names(tmp_path) == ["model.tflite", "saved_model"]
     assert not (tmp_path / "saved_model" / "old.pb").exists()
     assert (tmp_path / "model.tflite").stat().st_size > 3
 
 
-def test_nothing_of_the_converters_reaches_the_terminal(model_path, crops, tmp_path, capfd):
-    export(model_path, tmp_path, crops, BUILT_IN)
+def test_nothing_of_the_converters_reaches_the_terminal(estimator, crops, tmp_path, capfd):
+    export(estimator, tmp_path, crops, BUILT_IN)
     output = capfd.readouterr()
     assert output.out == ""
     assert all(
@@ -182,10 +182,10 @@ def changed(name, change):
     ],
 )
 def test_a_file_that_answers_otherwise_is_not_kept(
-    model_path, crops, tmp_path, patched, name, change, problem
+    estimator, crops, tmp_path, patched, name, change, problem
 ):
     patched(name, load=changed(name, change))
-    table = export(model_path, tmp_path, crops, [name, "saved_model"])
+    table = export(estimator, tmp_path, crops, [name, "saved_model"])
     assert names(tmp_path) == ["saved_model"]
     _, bad, good = table["problem"]
     assert bad.startswith(f"{FORMATS[name].file} has not been written: ")
@@ -193,29 +193,27 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert good == ""
 
 
-def test_a_missing_package_is_named_and_the_others_are_written(
-    model_path, crops, tmp_path, patched
-):
+def test_a_missing_package_is_named_and_the_others_are_written(estimator, crops, tmp_path, patched):
     patched("onnx", packages=("numpy", "no_such_package"))
-    table = export(model_path, tmp_path, crops, ["onnx", "tflite"])
+    table = export(estimator, tmp_path, crops, ["onnx", "tflite"])
     assert table["problem"][1].endswith("ONNX takes more packages: pip install no_such_package")
     assert names(tmp_path) == ["model.tflite"]
     assert readable(table).index.tolist() == ["Keras", "TFLite"]
 
 
 def test_without_the_packages_of_a_format_the_others_are_written(
-    model_path, crops, tmp_path, patched
+    estimator, crops, tmp_path, patched
 ):
     patched("onnx", packages=("no_such_package",))
-    table = export(model_path, tmp_path, crops[:2])
+    table = export(estimator, tmp_path, crops[:2])
     assert table["format"].tolist() == ["Keras", "SavedModel", "TFLite", "TFLite int8"]
     assert name_missing() == "ONNX takes more packages: pip install no_such_package."
 
 
 def test_the_example_for_users_runs_as_it_is_shown(
-    exported, model_path, crops, tmp_path, monkeypatch, capsys
+    exported, estimator, crops, tmp_path, monkeypatch, capsys
 ):
-    text = describe_input(model_path)
+    text = describe_input(estimator)
     assert "float32 of shape (batch, 48, 48, 3), RGB, 0 to 255" in text
     shutil.copy(exported[0] / "model.tflite", tmp_path)
     Image.fromarray(crops[0]).save(tmp_path / "crop.png")
@@ -223,20 +221,19 @@ def test_the_example_for_users_runs_as_it_is_shown(
     exec(textwrap.dedent(text[text.index("  import numpy") :]), {})
     age, gender = capsys.readouterr().out.splitlines()
     image = np.float32(Image.fromarray(crops[0]).resize((48, 48)))
-    model, _ = load_model(model_path)
-    outputs = model.predict_on_batch(np.stack([image, image[:, ::-1]]))
+    outputs = estimator.model.predict_on_batch(np.stack([image, image[:, ::-1]]))
     assert age == f"age: {median_age(outputs['age'].mean(axis=0, keepdims=True))[0]}"
     assert gender == f"gender: {GENDERS[outputs['gender'].mean(axis=0).argmax()]}"
 
 
-def test_a_converter_that_fails_leaves_the_file_of_before(model_path, crops, tmp_path, patched):
+def test_a_converter_that_fails_leaves_the_file_of_before(estimator, crops, tmp_path, patched):
     def fail(model, path):
         path.write_bytes(b"half")
         raise RuntimeError("no such operation\nand pages of it")
 
     patched("tflite", write=fail)
     (tmp_path / "model.tflite").write_bytes(b"before")
-    table = export(model_path, tmp_path, crops, ["tflite"])
+    table = export(estimator, tmp_path, crops, ["tflite"])
     assert table["problem"][1].endswith("has not been written: no such operation")
     assert (tmp_path / "model.tflite").read_bytes() == b"before"
     assert names(tmp_path) == ["model.tflite"]
@@ -249,23 +246,18 @@ def test_a_converter_that_fails_leaves_the_file_of_before(model_path, crops, tmp
         ({"crops": []}, "There is no face"),
     ],
 )
-def test_what_cannot_be_exported_is_one_sentence(model_path, crops, tmp_path, arguments, sentence):
-    arguments = {"model_path": model_path, "folder": tmp_path, "crops": crops} | arguments
+def test_what_cannot_be_exported_is_one_sentence(estimator, crops, tmp_path, arguments, sentence):
+    arguments = {"estimator": estimator, "folder": tmp_path, "crops": crops} | arguments
     with pytest.raises(AgelibError, match=sentence):
         export(**arguments)
     assert names(tmp_path) == []
 
 
-def test_a_file_in_place_of_the_folder_is_named(model_path, crops, tmp_path):
+def test_a_file_in_place_of_the_folder_is_named(estimator, crops, tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(AgelibError, match="is no folder and cannot be made one"):
-            export(model_path, folder, crops)
-
-
-def test_a_missing_model_is_asked_for(crops, tmp_path):
-    with pytest.raises(AgelibError, match=r"model\.keras is missing"):
-        export(tmp_path / "model.keras", tmp_path / "out", crops)
+            export(estimator, folder, crops)
 
 
 # Which faces
@@ -332,12 +324,12 @@ def test_photos_without_a_face_are_one_sentence(sample_faces, tmp_path):
 
 @pytest.mark.slow
 def test_int8_answers_alike_on_every_processor(tmp_path):
-    model, note = load_model(PRETRAINED)
-    crops, what = faces_to_check(Config(data=tmp_path), Crop.from_json(note["crop"]))
+    estimator = Estimator()
+    crops, what = faces_to_check(Config(data=tmp_path), estimator.crop)
     assert what.startswith("small faces")
-    table = export(PRETRAINED, tmp_path, crops, ["int8"])
+    table = export(estimator, tmp_path, crops, ["int8"])
     assert table["problem"].tolist() == ["", ""]
-    images = np.float32([resize(crop, model.input_shape[1:3]) for crop in crops])
+    images = np.float32([resize(crop, estimator.model.input_shape[1:3]) for crop in crops])
     kernels = tf.lite.experimental.OpResolverType
     fast, plain = [
         tf.lite.Interpreter(
@@ -361,16 +353,16 @@ def test_int8_loses_at_most_a_point_on_real_faces(mirror, tmp_path):
     held_out = table[(table["split"] == "test") & (table["reject"] == "")]
     cleaning.clean_table(held_out.iloc[::2], images, config.faces / "utkface", "utkface", config)
     faces = FaceSet([config.faces / "utkface"], "test")
-    model, note = load_model(PRETRAINED)
-    known, what = faces_to_check(config, Crop.from_json(note["crop"]))
+    estimator = Estimator()
+    known, what = faces_to_check(config, estimator.crop)
     assert what.startswith("test faces of utkface")
-    assert export(PRETRAINED, tmp_path, known, ["int8"])["problem"].tolist() == ["", ""]
+    assert export(estimator, tmp_path, known, ["int8"])["problem"].tolist() == ["", ""]
     run = FORMATS["int8"].load(tmp_path / "model.int8.tflite")
-    size = model.input_shape[1:3]
+    size = estimator.model.input_shape[1:3]
     crops = np.float32([resize(faces.image(i), size) for i in range(len(faces))])
     views = [run(images) for images in (crops, crops[:, :, ::-1])]
     quantised = {name: np.mean([view[name] for view in views], axis=0) for name in views[0]}
-    before, after = metrics(faces, estimate(model, faces)), metrics(faces, quantised)
+    before, after = metrics(faces, estimate(estimator.model, faces)), metrics(faces, quantised)
     for head in ("age_branch", "gender"):
         assert after[f"{head}_accuracy"] >= before[f"{head}_accuracy"] - 0.01
 
