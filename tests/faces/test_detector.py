@@ -158,6 +158,33 @@ def test_the_box_of_a_face_that_the_border_cuts_reaches_outside(detector):
     np.testing.assert_allclose(face.box, np.subtract(ASTRONAUT_BOX, (190, 105) * 2), atol=15)
 
 
+# Parts of the astronaut (left, top, right, bottom), and the box that cleaning finds in each.
+BOXES = {
+    (0, 0, 512, 512): (174.49, 60.27, 255.07, 162.14),
+    (40, 0, 400, 512): (136.76, 59.62, 217.92, 162.76),
+    (60, 0, 380, 320): (118.49, 65.16, 200.76, 167.52),
+    (130, 20, 330, 230): (50.23, 44.94, 134.40, 151.57),
+}
+
+
+def test_the_boxes_of_cleaning_stay_where_they_were(detector):
+    photos = [data.astronaut()[top:bottom, left:right] for left, top, right, bottom in BOXES]
+    for [face], expected in zip(detector.detect(photos), BOXES.values(), strict=True):
+        np.testing.assert_allclose(face.box, expected, atol=0.5)
+
+
+def test_the_boxes_of_cleaning_are_those_of_the_package_at_full_size(detector):
+    from mtcnn import MTCNN
+
+    rng, plain = np.random.default_rng(1), MTCNN()
+    photos = [data.astronaut()[top:bottom, left:right] for left, top, right, bottom in BOXES]
+    photos += [draw_portrait(5 + 6 * i, i % 2, rng, 100 + 20 * i) for i in range(12)]
+    for photo, [face] in zip(photos, detector.detect(photos), strict=True):
+        [expected] = plain.detect_faces(photo, box_format="xyxy")
+        # An eighth of the face: the canvas shows it with 20 to 50 pixels.
+        np.testing.assert_allclose(face.box, expected["box"], atol=face.size / 8)
+
+
 def test_the_detector_is_the_mtcnn_of_the_package(detector):
     # The same photo through the package's own cascade.
     from mtcnn import MTCNN
