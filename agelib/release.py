@@ -56,12 +56,14 @@ In Python:
 ```python
 from agelib import Estimator
 
-print(*Estimator().predict("photo.jpg"), sep="\\n")
+for face in Estimator().predict("photo.jpg"):
+    print(face)
 ```
 
 ## How good it is
 
-The model was not trained on these test faces, and not chosen by their scores:
+These are its scores on test faces. The columns are [data sets](#data-and-licences). The model was
+not trained on these faces, and not chosen by their scores.
 
 {summary}
 The *age branches* are {branches}.
