@@ -103,7 +103,7 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     for command in (evaluate, predict, export):
         command.add_argument("--json", action="store_true", help="print nothing but JSON")
     commands["clean"].add_argument(
-        "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
+        "--verify", action="store_true", help="check all shards first, and rebuild the damaged ones"
     )
     evaluate.add_argument(
         "--images",
@@ -124,8 +124,8 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     export.add_argument("--output", type=Path, required=True, help="folder to write to")
     formats = ("saved_model", "tflite", "int8", "onnx")
     export.add_argument("--formats", nargs="+", choices=formats, default=(), help="default: all")
-    export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
-    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")
+    export.add_argument("--images", type=Path, help="folder of photos to compare the formats on")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in too")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
 
 
