@@ -263,8 +263,8 @@ def test_a_missing_package_is_named_in_one_line(package, arguments):
 
 
 def test_a_script_is_told_the_same(monkeypatch):
-    monkeypatch.delitem(sys.modules, "agelib.steps", raising=False)
-    monkeypatch.delattr(agelib, "steps", raising=False)
+    monkeypatch.delattr(agelib, "steps")
+    monkeypatch.delitem(sys.modules, "agelib.steps")
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(AgelibError, match="The package pandas is not installed"):
         _ = agelib.steps
