@@ -37,7 +37,7 @@ _USED = {
 }
 _OF_PROFILE = "default: as the profile has them"
 _DEFAULTS = dict.fromkeys(
-    ("predict", "serve", "export"), "of a run of yours; without any, the pretrained model answers"
+    ("predict", "serve", "export"), "they name your run; without them, the pretrained model answers"
 )
 
 
