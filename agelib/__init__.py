@@ -34,7 +34,7 @@ def first_line(error: Exception) -> str:
     return said.strip().split("\n")[0]
 
 
-def name_missing(error: ModuleNotFoundError) -> str:
+def missing_package(error: ModuleNotFoundError) -> str:
     """Returns a sentence about a package that is not installed, and how to install it."""
     return (
         f"The package {error.name} is not installed: run python -m pip install -r requirements.txt "
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"{__name__}.{_CLASSES.get(name, name)}")
     except ModuleNotFoundError as error:
-        raise AgelibError(name_missing(error)) from error
+        raise AgelibError(missing_package(error)) from error
     return getattr(module, name) if name in _CLASSES else module
 
 

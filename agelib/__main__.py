@@ -9,13 +9,13 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from agelib import AgelibError, __version__, first_line, name_missing
+from agelib import AgelibError, __version__, first_line, missing_package
 
 try:
     from agelib.commands import COMMANDS
     from agelib.config import PROFILES, Config
 except ModuleNotFoundError as error:
-    sys.exit(f"agelib: {name_missing(error)}")
+    sys.exit(f"agelib: {missing_package(error)}")
 
 _MODEL = (
     "a model.keras; default: the run's if --profile, --run or --data is given, else the pretrained "
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AgelibError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(name_missing(error))
+        return _fail(missing_package(error))
     except BrokenPipeError:
         # Whoever read this, such as `head`, has enough. Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
