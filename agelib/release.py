@@ -100,6 +100,9 @@ it square, and add {margin:g} box widths on each side. The output is a probabili
 
 ## How it was made
 
+This command prepares the faces and trains the model. [The page about data](../../data/README.md)
+says which data sets you must get yourself.
+
 ```
 {command}
 ```
