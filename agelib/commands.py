@@ -18,7 +18,7 @@ from agelib.model import saved
 
 def download(config: Config) -> None:
     """Fetches the archives and extracts them to data/raw."""
-    from agelib.datasets.tables import find_dataset
+    from agelib.datasets.registry import find_dataset
 
     for name in config.sources:
         licence = "free" if config.profile == "sample" else find_dataset(name).licence

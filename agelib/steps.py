@@ -19,7 +19,8 @@ from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
 from agelib.datasets.own_photos import copy_own, is_user_folder
-from agelib.datasets.tables import check_sources, find_dataset, images_folder
+from agelib.datasets.registry import find_dataset, images_folder
+from agelib.datasets.tables import check_sources
 from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
 from agelib.drive.sync import Backup, push_finished

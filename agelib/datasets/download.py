@@ -12,7 +12,7 @@ from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
-from agelib.datasets.tables import DATASETS, DataSet, find_dataset
+from agelib.datasets.registry import DATASETS, DataSet, find_dataset
 from agelib.disk import explain, explained, is_full
 from agelib.files import read_json, write_json
 
