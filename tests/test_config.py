@@ -10,7 +10,8 @@ import pytest
 
 import agelib
 from agelib import AgelibError
-from agelib.config import BACKBONES, PROFILES, Config, Crop
+from agelib.backbones import BACKBONES
+from agelib.config import PROFILES, Config, Crop
 
 COMMON = {"test_sources": ("utkface",), "margin": 0.0, "val_fraction": 0.15}
 PAPER = {"backbone": "EfficientNetB4", "weights": "imagenet", "crop_size": 160, "image_size": 160}
@@ -116,7 +117,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
 
 def test_every_backbone_is_accepted():
     lite = [f"EfficientNetLite{i}" for i in range(5)]
-    assert list(BACKBONES) == [*(f"EfficientNetB{i}" for i in range(8)), *lite]
+    assert {*(f"EfficientNetB{i}" for i in range(8)), *lite} <= BACKBONES.keys()
     assert [Config(backbone=name).backbone for name in BACKBONES] == list(BACKBONES)
 
 

@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agelib import AgelibError, first_line
+from agelib.backbones import BACKBONES, DROP_CONNECT_RATE, Backbone
 from agelib.backend import keras, keras_settings
-from agelib.config import BACKBONES, Backbone
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
-from agelib.model.imagenet import LITE0_WEIGHTS, set_arrays
+from agelib.model.imagenet import set_arrays
 from agelib.model.saved import PRETRAINED, load_model
-
-# Mean and deviation that the ImageNet weights were trained with, on pixels of 0 to 255.
-_NORMAL = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_LITE_NORMAL = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
-
-DROP_CONNECT_RATE = 0.2
 
 
 def build_model(
@@ -56,8 +52,8 @@ def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras
     with keras_settings("float32"):  # 16-bit floats are too coarse for pixels
         if augment:
             image = build_augmentation()(image)
-        mean, std = _LITE_NORMAL if BACKBONES[backbone].lite else _NORMAL
-        scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+        mean, deviation = np.array([BACKBONES[backbone].mean, BACKBONES[backbone].deviation])
+        scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
         return keras.layers.Rescaling(scale, offset, name="normalisation")(image)
 
 
@@ -123,7 +119,7 @@ def build_backbone(
     """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
 
     Args:
-        name: One of `agelib.config.BACKBONES`.
+        name: One of `agelib.backbones.BACKBONES`.
         image_size: Pixels per side.
         weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
         drop_connect_rate: How often training drops the last block; rises linearly to this.
@@ -134,8 +130,8 @@ def build_backbone(
     Raises:
         AgelibError: If the weights are not available.
     """
-    if name == "EfficientNetLite0" and weights == "imagenet":
-        weights = str(LITE0_WEIGHTS)
+    if weights == "imagenet" and BACKBONES[name].imagenet:
+        weights = str(BACKBONES[name].imagenet)
     if BACKBONES[name].lite and weights in ("imagenet", "noisy-student"):
         raise AgelibError(
             f"{weights} weights for {name} are not part of agelib: use --weights none, or "

@@ -10,9 +10,9 @@ from conftest import equal_weights
 from skimage import data
 
 from agelib import AgelibError
+from agelib.backbones import LITE0_WEIGHTS
 from agelib.backend import keras, tf
 from agelib.labels import AGE_BRANCHES
-from agelib.model.imagenet import LITE0_WEIGHTS
 from agelib.model.network import (
     build_backbone,
     build_model,
