@@ -121,9 +121,7 @@ def held_out_shares(name: str, config: Config, official: set[str]) -> tuple[floa
     return val, config.val_fraction if shared and "test" not in official else 0.0
 
 
-def split_by_person(
-    persons: np.ndarray, val_fraction: float, test_fraction: float = 0.0
-) -> np.ndarray:
+def split_by_person(persons: np.ndarray, val_fraction: float, test_fraction: float) -> np.ndarray:
     """Assigns persons to "train", "val" or "test", whatever else is in a set.
 
     `persons` has what `person_hash` returns, uint64 of shape (n,).

@@ -75,9 +75,14 @@ def _branch_sums() -> keras.Model:
     return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
-def freeze_backbone(model: keras.Model, frozen: bool = True) -> None:
-    """Makes training change only the heads of a model from `build_model`, or all of it again."""
-    _backbone_of(model).trainable = not frozen
+def freeze_backbone(model: keras.Model) -> None:
+    """Makes training change only the heads of a model from `build_model`."""
+    _backbone_of(model).trainable = False
+
+
+def unfreeze_backbone(model: keras.Model) -> None:
+    """Makes training change the whole model again."""
+    _backbone_of(model).trainable = True
 
 
 def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
@@ -111,10 +116,7 @@ def _copy_weights(model: keras.Model, path: Path) -> None:
 
 
 def build_backbone(
-    name: str,
-    image_size: int,
-    weights: str | None = None,
-    drop_connect_rate: float = DROP_CONNECT_RATE,
+    name: str, image_size: int, weights: str | None, drop_connect_rate: float
 ) -> keras.Model:
     """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
 

@@ -16,7 +16,7 @@ def train_batches(
     batch_size: int,
     image_size: int,
     seed: int,
-    first_epoch: int = 0,
+    first_epoch: int,
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled training batches.
 

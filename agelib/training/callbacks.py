@@ -56,7 +56,7 @@ class Reseed(keras.callbacks.Callback):
 class Progress(keras.callbacks.Callback):
     """Shows a bar from the first epoch to the last on standard error, with the time left."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, done: int = 0):
+    def __init__(self, epochs: int, steps_per_epoch: int, done: int):
         super().__init__()
         device = tf.config.list_logical_devices()[-1].device_type  # the fastest one is last
         total, initial = epochs * steps_per_epoch, done * steps_per_epoch

@@ -18,7 +18,7 @@ from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
-from agelib.model.network import build_model, freeze_backbone
+from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
 from agelib.model.saved import load_model, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
@@ -27,7 +27,7 @@ Faces = dict[str, FaceSet]  # by split, "train" and "val"
 
 
 @keras_settings()
-def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> pd.DataFrame:
+def train(config: Config, on_epoch: Callable[[pd.DataFrame], None]) -> pd.DataFrame:
     """Trains a model, or continues a run that was cut off, in the precision that it had.
 
     Args:
@@ -95,7 +95,7 @@ def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: in
     elif config.new_heads:
         if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
             model.set_weights(callbacks.averaged_weights(model))
-        freeze_backbone(model, False)
+        unfreeze_backbone(model)
     recipe.compile_model(model, steps)
 
 

@@ -56,7 +56,7 @@ def write_faces(folder: Path) -> None:
 def pipeline_batches(faces: Faces):
     from agelib.training.batches import train_batches
 
-    return iter(train_batches(faces, np.ones(len(faces)), BATCH, SIZE, seed=0))
+    return iter(train_batches(faces, np.ones(len(faces)), BATCH, SIZE, seed=0, first_epoch=0))
 
 
 def reference_batches(faces: Faces):

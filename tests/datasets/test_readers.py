@@ -113,7 +113,7 @@ def test_all_images_of_a_person_fall_into_one_split(tmp_path):
         {"path": f"{i % 7}/{i}_1981-05-05_2009.jpg", "name": f"Person {i % 40}"} for i in range(200)
     ]
     table = read_mat(tmp_path, *rows)
-    table["split"] = split_by_person(table["person"].map(person_hash).to_numpy(np.uint64), 0.3)
+    table["split"] = split_by_person(table["person"].map(person_hash).to_numpy(np.uint64), 0.3, 0)
     assert table["person"].nunique() == 40
     assert (table.groupby("person")["split"].nunique() == 1).all()
     assert table["split"].nunique() == 2

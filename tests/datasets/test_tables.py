@@ -202,20 +202,20 @@ PERSONS = hashes(str(i) for i in range(1000))
 
 
 def test_a_person_keeps_the_split_whatever_else_is_there(rng):
-    splits = dict(zip(PERSONS, split_by_person(PERSONS, 0.15), strict=True))
+    splits = dict(zip(PERSONS, split_by_person(PERSONS, 0.15, 0), strict=True))
     shuffled = rng.permutation(PERSONS)[:300]
-    assert split_by_person(shuffled, 0.15).tolist() == [splits[person] for person in shuffled]
+    assert split_by_person(shuffled, 0.15, 0).tolist() == [splits[person] for person in shuffled]
     assert set(splits.values()) == {"train", "val"}
 
 
 def test_a_larger_val_fraction_only_adds_persons():
-    small, large = (split_by_person(PERSONS, share) == "val" for share in (0.15, 0.3))
+    small, large = (split_by_person(PERSONS, share, 0) == "val" for share in (0.15, 0.3))
     assert (small <= large).all()
     assert small.sum() < large.sum()
 
 
 def test_test_persons_are_taken_from_train_alone():
-    without, splits = split_by_person(PERSONS, 0.15), split_by_person(PERSONS, 0.15, 0.15)
+    without, splits = split_by_person(PERSONS, 0.15, 0), split_by_person(PERSONS, 0.15, 0.15)
     assert ((splits == "val") == (without == "val")).all()
     assert (splits == "test").mean() == pytest.approx(0.15, abs=0.03)
     assert set(without[splits == "test"]) == {"train"}
@@ -223,7 +223,7 @@ def test_test_persons_are_taken_from_train_alone():
 
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5])
 def test_val_gets_its_share(share):
-    splits = split_by_person(hashes(f"nm{i:07d}" for i in range(10_000)), share)
+    splits = split_by_person(hashes(f"nm{i:07d}" for i in range(10_000)), share, 0)
     assert (splits == "val").mean() == pytest.approx(share, abs=0.012)
 
 

@@ -235,7 +235,7 @@ bars = []
 
 def test_training_goes_on_without_a_bar(model, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, "tqdm", functools.partial(tqdm, disable=True))
-    progress = Progress(1, 1)
+    progress = Progress(1, 1, 0)
     progress.on_train_batch_end(0)
     progress.on_epoch_end(0, {"loss": 1.0})
     progress.close()
