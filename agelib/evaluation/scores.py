@@ -76,10 +76,7 @@ def years_off(faces: Any, estimated: np.ndarray) -> np.ndarray:
 
 
 def _face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the scores of each face, whose means over any faces are those in `metrics`.
-
-    NaN stands for a face that does not count.
-    """
+    """Returns the scores of each face, NaN for one that does not count; `metrics` has the means."""
     heads = _heads(faces, outputs).items()
     scores = {f"{head}_accuracy": true == estimated for head, (true, estimated, _) in heads}
     children = faces.age_high <= AGE_BRANCHES[0][1]
@@ -136,17 +133,12 @@ def score_intervals(
     """Returns 95 % confidence intervals of all scores, by a bootstrap over people.
 
     The errors on several photos of one person are correlated: Field & Welsh, "Bootstrapping
-    clustered data", JRSS B 2007. Ends are percentiles.
+    clustered data", JRSS B 2007. `person` says whose each of n faces is; `of_faces` has each face's
+    score by name, NaN for one that does not count.
 
-    Args:
-        person: Whose face it is; of shape (n,).
-        of_faces: Name -> each face's score, NaN for one that does not count; of shape (n,).
-        heads: Name -> true and estimated codes, each of shape (n,), and the number of classes.
-
-    Returns:
-        Name, as in `metrics`, -> [low, high]; recalls have one pair a class. None for a score of
-        fewer than ten people, one that is the same in every resample, and a balanced accuracy that
-        includes a recall of fewer than ten people.
+    Name, as in `metrics`, -> [low, high], percentiles; recalls have one pair a class. None for a
+    score of fewer than ten people, one that is the same in every resample, and a balanced accuracy
+    that includes a recall of fewer than ten people.
     """
     recalls = {
         f"{head} {code}": np.where(true == code, estimated == code, np.nan)
@@ -190,16 +182,12 @@ def _percentiles(means: np.ndarray) -> list[float] | None:
 def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Scores each age branch and gender, and each race that the data set names.
 
-    If ages are ranges that cross branches, the groups are ranges instead.
+    If ages are ranges that cross branches, the groups are ranges instead. Beside what `metrics`
+    takes, `faces` has `race` of shape (n,), which numbers the names in `races`.
 
-    Args:
-        faces: As for `metrics`, with `race` of shape (n,), which numbers the names in `races`.
-        outputs: As for `metrics`.
-
-    Returns:
-        A dict for each group that has faces: `by` ("age branch and gender", "age range and
-        gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
-        `people`, the main scores and their `intervals`.
+    A dict for each group that has faces: `by` ("age branch and gender", "age range and gender",
+    "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and `people`, the
+    main scores and their `intervals`.
     """
     scores = _face_scores(faces, outputs)
     scores = {name: scores[name] for name in _SCORES if name in scores}
@@ -238,10 +226,9 @@ def _group_scores(
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns accuracy -> the group from `breakdown` in which it is lowest.
+    """Returns accuracy -> the group from `breakdown` in which it is lowest, if any has an error.
 
-    Groups of races and those of fewer than ten people, whose scores vary most, are left out, and
-    accuracies without errors in any group.
+    Groups of races and those of fewer than ten people, whose scores vary most, are left out.
     """
     groups = [each for each in groups if each["by"] != "race" and each["people"] >= FEWEST_PEOPLE]
     worst = {}

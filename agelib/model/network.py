@@ -24,15 +24,10 @@ def build_model(
 ) -> keras.Model:
     """Builds the network that estimates age and gender from a face, with settings as in `Config`.
 
-    With `augment` it varies images in training; `precision` is Keras' name of one.
-
-    Returns:
-        A model from RGB of 0 to 255 in shape (batch, image_size, image_size, 3) to a dict of
-        probabilities: `age` (batch, 85) for the years 1 to 85, `age_branch` (batch, 5), their sums
-        over each branch, and `gender` (batch, 2).
-
-    Raises:
-        AgelibError: If the weights are not available or do not fit.
+    It takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3), and with `augment` varies
+    it in training. It gives a dict of probabilities: `age` (batch, 85) for the years 1 to 85,
+    `age_branch` (batch, 5), their sums over each branch, and `gender` (batch, 2). `precision` is
+    Keras' name of one. Raises AgelibError if the weights are not available or do not fit.
     """
     weights = str(PRETRAINED) if weights == "agelib" else weights
     whole = str(weights).endswith(".keras")
@@ -118,19 +113,12 @@ def _copy_weights(model: keras.Model, path: Path) -> None:
 def build_backbone(
     name: str, image_size: int, weights: str | None, drop_connect_rate: float
 ) -> keras.Model:
-    """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
+    """Builds one of `BACKBONES`, without its classifier, of Keras' own layers.
 
-    Args:
-        name: One of `agelib.backbones.BACKBONES`.
-        image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
-        drop_connect_rate: How often training drops the last block; rises linearly to this.
-
-    Returns:
-        A model from normalised RGB to features of shape (batch, h, w, channels).
-
-    Raises:
-        AgelibError: If the weights are not available.
+    It turns normalised RGB into features of shape (batch, h, w, channels). `weights` are None,
+    "imagenet", "noisy-student", or the path of an .h5 or .npz file. Training leaves out the last
+    block as often as `drop_connect_rate` says, those before it linearly less. Raises AgelibError if
+    the weights are not available.
     """
     if weights == "imagenet" and BACKBONES[name].imagenet:
         weights = str(BACKBONES[name].imagenet)

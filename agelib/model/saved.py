@@ -84,9 +84,8 @@ def _without_later_settings(config: Any) -> Any:
 def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", dict[str, Any]]:
     """Reads a model and its metadata.
 
-    Raises:
-        AgelibError: If the file is missing, damaged, no model of this package, or made for other
-            age branches, unless it may be for any.
+    Raises AgelibError if the file is missing, damaged, no model of agelib's, or made for other age
+    branches (which `any_branches` allows).
     """
     from agelib.backend import keras, keras_settings
 

@@ -30,16 +30,9 @@ Faces = dict[str, FaceSet]  # by split, "train" and "val"
 def train(config: Config, on_epoch: Callable[[pd.DataFrame], None]) -> pd.DataFrame:
     """Trains a model, or continues a run that was cut off, in the precision that it had.
 
-    Args:
-        config: All settings; the run's folder is `config.run_folder`.
-        on_epoch: Called with the history so far after each epoch is saved.
-
-    Returns:
-        The history: one row an epoch, losses and metrics of train and `val_`.
-
-    Raises:
-        AgelibError: If the faces have one class only, the run was started with other settings, the
-            memory is too small, or the loss is no longer a number.
+    Returns the history: one row an epoch, losses and metrics of train and `val_`; `on_epoch` gets
+    it after each epoch that is saved. Raises AgelibError if the faces have one class only, the run
+    was started with other settings, the memory is too small, or the loss is no longer a number.
     """
     config, folder = config.resolved, config.run_folder
     prints = {name: fingerprint(config.faces / name) for name in config.train_sources}
@@ -124,7 +117,7 @@ def _fit(
             shuffle=False,  # the stream is shuffled already
             verbose=0,
             callbacks=[
-                callbacks.Reseed(config.seed),
+                callbacks.reseeding(model, config.seed),
                 *callbacks.averaging(model),  # before the checkpoint
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.TensorBoard(config.logs, write_graph=False),
