@@ -222,7 +222,6 @@ def run(config: Config) -> None:
 
 
 def _astronaut(config: Config) -> Path:
-    """Returns a public-domain portrait to try the model on, as a file."""
     from PIL import Image
     from skimage import data
 

@@ -76,7 +76,6 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 
 def _pull_archive(name: str, config: Config) -> None:
-    """Fetches an archive from Drive if it was pushed there, under any of its names."""
     folder = config.drive / "archives"
     check_mounted(folder)
     with disk.reading(folder):

@@ -31,8 +31,8 @@ def push(
     Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; an
     equal file that the user uploaded is noted and not copied. `remote` is the copy's own path; of a
     folder `only` some files are copied, or all that are not hidden. To `verify` is to read the
-    copies too, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to
-    copy, no space, or a copy does not arrive whole.
+    copies too, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to copy,
+    no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
     if not local.exists():
@@ -165,7 +165,6 @@ def _size(path: Path) -> int | None:
 
 @retrying
 def _read_sums(folder: Path) -> Sums:
-    """Returns what a folder on Drive holds."""
     path, sums = folder / _SUMS, {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -208,7 +208,6 @@ def _clean_unit(
 
 
 def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[str, Any]:
-    """Returns the manifest: settings, versions, counts per split and reason, every shard."""
     splits, reasons = Counter(), Counter(table.loc[table["reject"] != "", "reject"])
     for stem, shard in done.items():
         splits[stem.split("-")[0]] += shard["faces"]
@@ -223,7 +222,6 @@ def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[
 
 
 def _write_rejected(folder: Path, table: pd.DataFrame) -> None:
-    """Names every image that is not in the shards, and why."""
     finished = read_manifest(folder)["shards"].values()
     metadata = table.loc[table["reject"] != "", ["path", "reject"]].to_numpy().tolist()
     cleaning = [pair for shard in finished for pair in shard["rejected"]]

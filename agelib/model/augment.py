@@ -56,11 +56,8 @@ class _RandomLayer(keras.layers.Layer):
 class RandomLight(_RandomLayer):
     """Varies the light of each image: exposure, gamma, colour, contrast.
 
-    Args:
-        darkest: Least exposure; every fourth image is made darker.
-        gamma: Largest change of the logarithm of gamma.
-        colour: Largest change of a channel's gain.
-        contrast: Largest change of the distance from the mean.
+    Every fourth image is made darker, down to the exposure `darkest`. The others are the largest
+    changes: of gamma's logarithm, of a channel's gain, of the distance from the mean.
     """
 
     _settings = ("darkest", "gamma", "colour", "contrast")
@@ -108,12 +105,8 @@ def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
 class RandomAffine(_RandomLayer):
     """Turns, scales and moves each image about its centre.
 
-    Keras has a layer for each of these; one after the other they blur an image three times.
-
-    Args:
-        degrees: Largest turn to either side.
-        scale: Largest change of size; 0.1 is from 0.9 to 1.1.
-        translate: Largest move along each axis, as a share of that side, before the rest.
+    Keras has a layer for each of these; one after the other they blur an image three times. The
+    move comes first, by up to `translate` of each side; a `scale` of 0.1 is from 0.9 to 1.1.
     """
 
     _settings = ("degrees", "scale", "translate")

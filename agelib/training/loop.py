@@ -99,7 +99,6 @@ def _batch_size(faces: FaceSet, config: Config) -> int:
 def _fit(
     model: keras.Model, faces: Faces, config: Config, epochs: tuple[int, int], calls: list
 ) -> None:
-    """Trains from one epoch up to another."""
     train, val, size = faces["train"], faces["val"], config.image_size
     batch_size = _batch_size(train, config)
     steps = len(train) // batch_size
@@ -245,7 +244,6 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
 
 
 def _metadata(config: Config, faces: Faces, left_out: dict[str, int]) -> dict[str, Any]:
-    """Returns what a model file says about itself."""
     return {
         "agelib": __version__,
         "crop": config.crop.to_json(),
