@@ -70,19 +70,16 @@ def _branch_sums() -> keras.Model:
     return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
-def freeze_backbone(model: keras.Model) -> None:
-    """Makes training change only the heads of a model from `build_model`."""
-    _backbone_of(model).trainable = False
-
-
-def unfreeze_backbone(model: keras.Model) -> None:
-    """Makes training change the whole model again."""
-    _backbone_of(model).trainable = True
+def backbone_of(model: keras.Model) -> keras.Model:
+    """Returns the backbone inside a model from `build_model`; its `trainable` freezes it."""
+    # Augmentation and the sums are models inside the model too, but have no weights.
+    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
+    return backbone
 
 
 def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
     """Sets the momentum, 0 to 1, of the statistics of all BatchNorm layers in the backbone."""
-    for layer in _backbone_of(model).layers:
+    for layer in backbone_of(model).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = momentum
 
@@ -91,12 +88,6 @@ def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
     """Divides the logits of a head, "age" or "gender", by a temperature, in the weights."""
     layer = model.get_layer(f"{head}_logits")
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
-
-
-def _backbone_of(model: keras.Model) -> keras.Model:
-    # Augmentation and the sums are models inside the model too, but have no weights.
-    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
-    return backbone
 
 
 def _copy_weights(model: keras.Model, path: Path) -> None:

@@ -18,7 +18,7 @@ from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
-from agelib.model.network import build_model, freeze_backbone, unfreeze_backbone
+from agelib.model.network import backbone_of, build_model
 from agelib.model.saved import load_model, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
@@ -84,11 +84,11 @@ def _train_phases(
 
 def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: int) -> None:
     if heads_only:
-        freeze_backbone(model)
+        backbone_of(model).trainable = False
     elif config.new_heads:
         if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
             model.set_weights(callbacks.averaged_weights(model))
-        unfreeze_backbone(model)
+        backbone_of(model).trainable = True
     recipe.compile_model(model, steps)
 
 
