@@ -155,7 +155,7 @@ def test_ordered_batches_give_every_face_once_in_order(val_faces):
 
 def test_a_range_has_its_ends_and_no_branch_if_it_is_in_several(val_faces):
     faces = val_faces.select(np.arange(4))
-    faces.index["age"], faces.index["age_high"] = [3, 13, 60, 30], [9, 14, 85, 30]
+    faces.age, faces.age_high = np.array([[3, 13, 60, 30], [9, 14, 85, 30]])
     [(_, targets)] = ordered_batches(faces, 4, 64)
     assert targets["age"].numpy().tolist() == [[3, 9], [13, 14], [60, 85], [30, 30]]
     assert targets["age_branch"].numpy().tolist() == [0, -1, 4, 2]
