@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 ROOMS = ("datasets", "faces", "drive", "model", "training", "evaluation", "prediction")
 # A module imports from floors below its own, and from its own room.
 FLOORS = (
-    ("", "labels", "backend"),
+    ("", "labels", "backbones", "backend"),
     ("config",),
     ("files",),
     ("disk",),

@@ -18,8 +18,6 @@ from agelib.files import atomic
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
 
-LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.npz"
-
 
 def set_arrays(network: "keras.Model", path: str | Path) -> None:
     """Sets a network's weights from a .npz file; ValueError or OSError if they do not fit."""
