@@ -106,8 +106,9 @@ def _unit(pictures: np.ndarray) -> np.ndarray:
     pixels = pictures.reshape(len(pictures), np.prod(pictures.shape[1:]))
     pixels = pixels - pixels.mean(axis=1, keepdims=True)
     length = np.linalg.norm(pixels, axis=1, keepdims=True)
-    blank = length < _LEAST_CONTRAST * pixels.shape[1] ** 0.5
-    return np.where(blank, 0, pixels / np.maximum(length, 1))
+    pixels /= np.maximum(length, 1)
+    pixels[length[:, 0] < _LEAST_CONTRAST * pixels.shape[1] ** 0.5] = 0
+    return pixels
 
 
 def _tangents(thumbs: np.ndarray) -> np.ndarray:
