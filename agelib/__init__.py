@@ -8,9 +8,9 @@ the notebooks and `python -m agelib` tell it.
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
 
+import importlib
 import os
-
-import lazy_loader
+from typing import Any
 
 __version__ = "0.6.0"
 
@@ -34,12 +34,29 @@ def first_line(error: Exception) -> str:
     return said.strip().split("\n")[0]
 
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=["drive", "plots", "steps"],
-    submod_attrs={
-        "config": ["Config"],
-        "faces.shards": ["FaceSet"],
-        "prediction.estimator": ["Estimator"],
-    },
-)
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Returns a sentence about a package that is not installed, and how to install it."""
+    return (
+        f"The package {error.name} is not installed: run python -m pip install -r requirements.txt "
+        "in the project's folder (if you have a virtual environment, activate it first)."
+    )
+
+
+# What a notebook imports. Written out, as lazy_loader too may be missing.
+_CLASSES = {"Config": "config", "Estimator": "prediction.estimator", "FaceSet": "faces.shards"}
+__all__ = [*_CLASSES, "drive", "plots", "steps"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a name when it is first used; raises AgelibError if a package for it is missing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_CLASSES.get(name, name)}")
+    except ModuleNotFoundError as error:
+        raise AgelibError(missing_package(error)) from error
+    return getattr(module, name) if name in _CLASSES else module
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,9 +9,13 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from agelib import AgelibError, __version__, first_line
-from agelib.commands import COMMANDS
-from agelib.config import PROFILES, Config
+from agelib import AgelibError, __version__, first_line, missing_package
+
+try:
+    from agelib.commands import COMMANDS
+    from agelib.config import PROFILES, Config
+except ModuleNotFoundError as error:
+    sys.exit(f"agelib: {missing_package(error)}")
 
 _MODEL = (
     "a model.keras; default: the run's if --profile, --run or --data is given, else the pretrained "
@@ -33,7 +37,7 @@ _USED = {
 }
 _OF_PROFILE = "default: as the profile has them"
 _DEFAULTS = dict.fromkeys(
-    ("predict", "serve", "export"), "of a run of yours; without any, the pretrained model answers"
+    ("predict", "serve", "export"), "they name your run; without them, the pretrained model answers"
 )
 
 
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a closed pipe is caught
     except AgelibError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(missing_package(error))
     except BrokenPipeError:
         # Whoever read this, such as `head`, has enough. Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +103,7 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     for command in (evaluate, predict, export):
         command.add_argument("--json", action="store_true", help="print nothing but JSON")
     commands["clean"].add_argument(
-        "--verify", action="store_true", help="hash every shard first, and rebuild the damaged ones"
+        "--verify", action="store_true", help="check all shards first, and rebuild the damaged ones"
     )
     evaluate.add_argument(
         "--images",
@@ -118,8 +124,8 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     export.add_argument("--output", type=Path, required=True, help="folder to write to")
     formats = ("saved_model", "tflite", "int8", "onnx")
     export.add_argument("--formats", nargs="+", choices=formats, default=(), help="default: all")
-    export.add_argument("--images", type=Path, help="a folder of photos whose faces to check on")
-    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets all in")
+    export.add_argument("--images", type=Path, help="folder of photos to compare the formats on")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in too")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
 
 

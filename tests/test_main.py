@@ -8,6 +8,7 @@ from conftest import one_line
 from tqdm import tqdm
 
 import agelib
+from agelib import AgelibError
 from agelib.__main__ import main
 from agelib.commands import COMMANDS
 from agelib.config import PROFILES, Config
@@ -224,3 +225,46 @@ def test_a_real_terminal_sees_one_line_and_an_exit_status():
     assert done.returncode == 1
     assert done.stdout == ""
     assert one_line(done.stderr).startswith("agelib: backbone is 'ResNet50'")
+
+
+# Packages that are not installed
+
+RUN = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.modules[sys.argv.pop(1)] = None  # as if it were not installed
+runpy.run_module("agelib", run_name="__main__")
+"""
+
+
+def run_without(package, *arguments, options=()):
+    command = [sys.executable, *options, "-c", RUN, ROOT, package, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    return one_line(done.stderr)
+
+
+def test_before_anything_is_installed_one_line_says_what_to_run():
+    said = run_without("nothing", options=("-I", "-S"))
+    assert "is not installed: run python -m pip install -r requirements.txt in" in said
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("lazy_loader", ["--version"]),
+        ("joblib", ["--version"]),
+        ("tqdm", ["predict", "photo.jpg"]),
+        ("keras", ["predict", "photo.jpg"]),
+    ],
+)
+def test_a_missing_package_is_named_in_one_line(package, arguments):
+    assert run_without(package, *arguments).startswith(f"agelib: The package {package} is not")
+
+
+def test_a_script_is_told_the_same(monkeypatch):
+    monkeypatch.delattr(agelib, "steps")
+    monkeypatch.delitem(sys.modules, "agelib.steps")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(AgelibError, match="The package pandas is not installed"):
+        _ = agelib.steps

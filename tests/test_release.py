@@ -80,13 +80,37 @@ def test_the_card_is_a_page_with_all_scores_of_each_test_set(trained, shipped):
         tables = (results_table, calibration_table, recall_table, groups_table)
         for figure in np.concatenate([table(scores).to_numpy().ravel() for table in tables]):
             assert f"| {figure} |" in page
-    for line in (
-        train_command(trained.to_dict()),
-        card["sha256"],
-        "academic research only",
-        "Apache 2.0",
-    ):
+    assert train_command(trained.to_dict()) in page.replace(" \\\n ", "")
+    for line in (card["sha256"], "academic research only", "Apache 2.0"):
         assert line in page
+
+
+def test_the_card_begins_with_what_a_reader_wants_to_know_first(shipped):
+    page = shipped[0].with_name("README.md").read_text(encoding="utf-8")
+    titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "How to use it",
+        "How good it is",
+        "What it must not be used for",
+        "Data and licences",
+        "Input and output",
+        "How it was made",
+        "All scores",
+    ]
+    use, scores = page.index("python -m agelib predict photo.jpg"), page.index("| GENDER accuracy")
+    assert use < scores < page.index("python -m agelib run")
+
+
+def test_every_word_that_the_card_explains_is_in_it(shipped):
+    page = shipped[0].with_name("README.md").read_text(encoding="utf-8")
+    for word in ("confidence interval", "bootstrap", "Recall", "Balanced"):
+        assert f"*{word}*" in page
+
+
+def test_no_line_of_code_in_the_card_is_longer_than_a_checksum(shipped):
+    page = shipped[0].with_name("README.md").read_text(encoding="utf-8")
+    for block in page.split("```")[1::2]:
+        assert max(map(len, block.splitlines())) <= 64
 
 
 def test_a_run_can_be_tested_on_several_sets(trained, tmp_path):

@@ -3,6 +3,7 @@
 Each class looks at the folder that stands for Drive, which alone survives.
 """
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -69,7 +70,7 @@ class Epochs:
 
     def __init__(self, drive: Path):
         self._runs = drive / "runs"
-        self._before: list[str] = []
+        self._before: list[dict[str, str]] = []
         self._fewest = 0
 
     def due(self) -> bool:
@@ -97,15 +98,16 @@ class Epochs:
         if not kept < len(after):
             problems.append(f"{kept} of {len(after)} epochs were done already: killed too late")
         text = (
-            f"{kept} of {len(after)} epochs were on Drive when the machine went; their rows in "
-            f"history.csv are the same to the last digit, {len(after) - kept} epochs were added"
+            f"{kept} of {len(after)} epochs were on Drive when the machine went; "
+            f"{len(after) - kept} epochs were added"
         )
         return text, problems
 
-    def _rows(self) -> list[str]:
-        """Returns the rows of the one run's history, without the heading."""
+    def _rows(self) -> list[dict[str, str]]:
+        """Returns the rows of the one run's history, but for the mark of its best epoch so far."""
         paths = list(self._runs.glob("*/history.csv"))
-        return paths[0].read_text().splitlines()[1:] if paths else []
+        rows = csv.DictReader(paths[0].read_text().splitlines()) if paths else ()
+        return [{name: value for name, value in row.items() if name != "best"} for row in rows]
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
