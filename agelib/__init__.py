@@ -1,9 +1,9 @@
 """Age and gender estimation from face photos, from raw archives to a model one can use.
 
 The rooms follow the notebooks, and a room knows only those before it: `datasets` and `drive`,
-`faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`, `config`,
-`files`, `disk` and `backend`, above them `plots`, `steps` and `commands`: the story in order, as
-the notebooks and `python -m agelib` tell it.
+`faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`,
+`backbones`, `config`, `files`, `disk` and `backend`, above them `plots`, `steps` and `commands`:
+the story in order, as the notebooks and `python -m agelib` tell it.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

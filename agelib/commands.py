@@ -18,7 +18,7 @@ from agelib.model import saved
 
 def download(config: Config) -> None:
     """Fetches the archives and extracts them to data/raw."""
-    from agelib.datasets.tables import find_dataset
+    from agelib.datasets.registry import find_dataset
 
     for name in config.sources:
         licence = "free" if config.profile == "sample" else find_dataset(name).licence
@@ -222,7 +222,6 @@ def run(config: Config) -> None:
 
 
 def _astronaut(config: Config) -> Path:
-    """Returns a public-domain portrait to try the model on, as a file."""
     from PIL import Image
     from skimage import data
 

@@ -11,6 +11,7 @@ from typing import Any
 from joblib import cpu_count
 
 from agelib import AgelibError
+from agelib.backbones import BACKBONES, DROP_CONNECT_RATE
 
 _REAL: dict[str, Any] = {"keep_near_duplicates": False, "workers": cpu_count()}
 _PAPER: dict[str, Any] = {
@@ -43,37 +44,6 @@ UNRELATED_TO_TRAINING = ("profile", "run", "test_sources")
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
 PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One EfficientNet of the family, or EfficientNet-Lite."""
-
-    width: float  # multiplier of the channels of B0
-    depth: float  # multiplier of the blocks of B0
-    dropout: float  # rate before the heads
-    size: int  # pixels per side of the images that it was designed for
-    multiply_adds: float  # for one such image
-    lite: bool = False  # no squeeze-and-excitation, ReLU6, first and last layers unscaled
-
-
-# Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
-# the Lite models: github.com/tensorflow/tpu, models/official/efficientnet/lite.
-BACKBONES = {
-    "EfficientNetB0": Backbone(1.0, 1.0, 0.2, 224, 0.39e9),
-    "EfficientNetB1": Backbone(1.0, 1.1, 0.2, 240, 0.70e9),
-    "EfficientNetB2": Backbone(1.1, 1.2, 0.3, 260, 1.0e9),
-    "EfficientNetB3": Backbone(1.2, 1.4, 0.3, 300, 1.8e9),
-    "EfficientNetB4": Backbone(1.4, 1.8, 0.4, 380, 4.2e9),
-    "EfficientNetB5": Backbone(1.6, 2.2, 0.4, 456, 9.9e9),
-    "EfficientNetB6": Backbone(1.8, 2.6, 0.5, 528, 19e9),
-    "EfficientNetB7": Backbone(2.0, 3.1, 0.5, 600, 37e9),
-    "EfficientNetLite0": Backbone(1.0, 1.0, 0.2, 224, 0.407e9, lite=True),
-    "EfficientNetLite1": Backbone(1.0, 1.1, 0.2, 240, 0.631e9, lite=True),
-    "EfficientNetLite2": Backbone(1.1, 1.2, 0.3, 260, 0.899e9, lite=True),
-    "EfficientNetLite3": Backbone(1.2, 1.4, 0.3, 280, 1.44e9, lite=True),
-    "EfficientNetLite4": Backbone(1.4, 1.8, 0.3, 300, 2.64e9, lite=True),
-}
 
 
 @dataclass(frozen=True)
@@ -145,7 +115,7 @@ class Config:
         "zip file with a labels.csv",
     )
     test_sources: tuple[str, ...] = _setting(("utkface",), "data sets for test, the main one first")
-    backbone: str = _setting("EfficientNetB0", "EfficientNetB0 to B7, EfficientNetLite0 to Lite4")
+    backbone: str = _setting("EfficientNetB0", f"one of {', '.join(BACKBONES)}")
     weights: str | None = _setting(
         None, "none, imagenet, noisy-student, agelib (pretrained), or a .keras, .h5 or .npz file"
     )
@@ -211,7 +181,7 @@ class Config:
             "head_epochs": min(3 if self.new_heads else 0, self.epochs - 1),
             "learning_rate": rate,
             # Few epochs from scratch learn too little, not too much.
-            "drop_connect_rate": 0.2 if self.weights else 0.0,
+            "drop_connect_rate": DROP_CONNECT_RATE if self.weights else 0.0,
         }
         missing = {name: value for name, value in derived.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing) if missing else self

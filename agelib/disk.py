@@ -112,14 +112,9 @@ def reading(place: Path) -> AbstractContextManager[None]:
 def need_space(folder: Path, size: int) -> None:
     """Makes a folder; raises AgelibError unless `size` bytes fit into it."""
     with explained(f"{folder} cannot be written", folder, size=size):
-        _check_space(folder, size)
-
-
-@retrying
-def _check_space(folder: Path, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        retrying(folder.mkdir)(parents=True, exist_ok=True)
+        if retrying(shutil.disk_usage)(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def advice(error: OSError, *places: Path, size: int = 0) -> str:

@@ -130,7 +130,6 @@ def story(image: np.ndarray, crop: np.ndarray, estimate: "Estimate") -> Figure:
 
 
 def _draw_ages(axis: Axes, estimates: Sequence["Estimate"]) -> None:
-    """Draws how probable each year is, one line a face, over the age branches."""
     for i, each in enumerate(estimates, 1):
         years = np.arange(MIN_AGE, MAX_AGE + 1)
         line = axis.plot(years, each.ages, label=f"face {i}: {each.age} years")[0]
@@ -143,7 +142,6 @@ def _draw_ages(axis: Axes, estimates: Sequence["Estimate"]) -> None:
 
 
 def _name_branches(axis: Axes, more: Sequence[str] = ("",) * len(AGE_BRANCHES)) -> None:
-    """Writes the age branches above an axis of ages."""
     place = {"ha": "center", "va": "bottom", "transform": axis.get_xaxis_transform()}
     for (low, high), name, text in zip(AGE_BRANCHES, BRANCH_NAMES, more, strict=True):
         axis.text((low + high) / 2, 1.01, name + text, fontsize=8, **place)

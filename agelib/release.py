@@ -19,7 +19,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.config import UNRELATED_TO_TRAINING, Config
-from agelib.datasets.tables import find_dataset
+from agelib.datasets.registry import find_dataset
 from agelib.evaluation.evaluate import score_model
 from agelib.evaluation.tables import (
     compare_table,

@@ -19,7 +19,8 @@ from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
 from agelib.datasets.own_photos import copy_own, is_user_folder
-from agelib.datasets.tables import check_sources, find_dataset, images_folder
+from agelib.datasets.registry import find_dataset, images_folder
+from agelib.datasets.tables import check_sources
 from agelib.drive import sync
 from agelib.drive.mounting import check_mounted
 from agelib.drive.sync import Backup, push_finished
@@ -51,8 +52,7 @@ def download(name: str, config: Config) -> Path:
 def clean(name: str, config: Config) -> dict[str, Any]:
     """Turns a data set into shards, and returns the manifest; each goes to Drive once it is whole.
 
-    Raises:
-        AgelibError: If the images are not there, or Drive or the folder holds other crops.
+    Raises AgelibError if the images are not there, or Drive or the folder holds other crops.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
     yours = _is_yours(name, config)
@@ -76,7 +76,6 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 
 
 def _pull_archive(name: str, config: Config) -> None:
-    """Fetches an archive from Drive if it was pushed there, under any of its names."""
     folder = config.drive / "archives"
     check_mounted(folder)
     with disk.reading(folder):
@@ -124,10 +123,7 @@ def verify(name: str, config: Config) -> list[str]:
 def upload(name: str, config: Config) -> list[str]:
     """Brings a data set's shards to Drive, and returns the names of the files that were new there.
 
-    Every byte is read, here and there, and compared.
-
-    Raises:
-        AgelibError: If a shard here is damaged.
+    Every byte is read, here and there, and compared. Raises AgelibError if a shard here is damaged.
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
     if not (faces / MANIFEST).exists():
@@ -200,8 +196,7 @@ def _save_figures(config: Config, **figures: Figure) -> None:
 def read_estimates(config: Config) -> pd.DataFrame:
     """Returns the `estimates_table` of the run's model and the first test set.
 
-    Raises:
-        AgelibError: If the run has not been evaluated yet.
+    Raises AgelibError if the run has not been evaluated yet.
     """
     path = config.run_folder / ESTIMATES
     if not path.exists():
@@ -210,11 +205,9 @@ def read_estimates(config: Config) -> pd.DataFrame:
 
 
 def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
-    """Returns the `compare_table` of several runs; those not evaluated yet are.
+    """Returns the `compare_table` of several runs by name; those not evaluated yet are.
 
-    Args:
-        config: Settings that the runs share: where they and their faces are.
-        runs: Their names; "agelib" is the pretrained model.
+    They share the settings of where they and their faces are. "agelib" is the pretrained model.
     """
     reports = {run: evaluate(_as_trained(run, config)) for run in runs if run != "agelib"}
     return compare_with_pretrained(reports, config) if "agelib" in runs else compare_table(reports)
@@ -223,8 +216,7 @@ def compare(config: Config, runs: Sequence[str]) -> pd.DataFrame:
 def pull_model(config: Config) -> Path:
     """Makes sure that the run's model is here, and returns its path.
 
-    Raises:
-        AgelibError: If it has not been trained yet.
+    Raises AgelibError if it has not been trained yet.
     """
     pull_run(config)
     path = config.run_folder / "model.keras"

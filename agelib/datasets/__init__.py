@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "costs": ["describe_costs"],
-        "tables": ["count_reasons", "describe", "images_folder", "kept_by_group", "read_table"],
+        "registry": ["describe", "images_folder"],
+        "tables": ["count_reasons", "kept_by_group", "read_table"],
     },
 )

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from agelib.config import BACKBONES, Config
+from agelib.backbones import BACKBONES
+from agelib.config import Config
 
 # At 10 MB a second of download, 370 images a second that two cores clean (bench_clean.py), and on a
 # T4 0.36 of the images a second that NVIDIA's DeepLearningExamples name for B4 on a V100: an

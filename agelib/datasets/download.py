@@ -12,7 +12,7 @@ from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
-from agelib.datasets.tables import DATASETS, DataSet, find_dataset
+from agelib.datasets.registry import DATASETS, DataSet, find_dataset
 from agelib.disk import explain, explained, is_full
 from agelib.files import read_json, write_json
 
@@ -103,15 +103,13 @@ def _is_sample(archive: Archive, config: Config) -> bool:
 
 
 def _verified(archive: Archive, config: Config) -> Path | None:
-    """Returns the archive in `data/raw` that has been verified, if there is one."""
     official = _is_sample(archive, config)
     paths = [config.raw / archive.file] if official else archive.find_in(config.raw)
     return next((path for path in paths if read_metadata(path)), None)
 
 
 def _home(archive: Archive) -> str:
-    """Returns the official home's address without what only a machine reads."""
-    return (archive.url or "").partition("?")[0]
+    return (archive.url or "").partition("?")[0]  # without what only a machine reads
 
 
 def _kaggle_page(archive: Archive) -> str:
@@ -119,7 +117,6 @@ def _kaggle_page(archive: Archive) -> str:
 
 
 def _folders(config: Config) -> list[Path]:
-    """Returns where the user may put an archive by hand."""
     return [config.raw, config.drive / "archives"]
 
 
@@ -135,7 +132,6 @@ def _not_there(name: str, config: Config) -> AgelibError:
 
 
 def _alternatives(dataset: DataSet, config: Config) -> str:
-    """Says how else to get an archive that could not be fetched."""
     archive = dataset.archive
     if config.profile == "sample":
         return f"delete {config.mirror} and run the download step again."
@@ -196,7 +192,6 @@ def _take_from_folders(archive: Archive, config: Config, check: _Check) -> Path 
 
 
 def _fetch_remote(archive: Archive, target: Path, mirror: str | None, check: _Check) -> Path:
-    """Fetches an archive from a mirror or from its home, or else from Kaggle."""
     try:
         address = f"{mirror}/{archive.file}" if mirror else archive.url
         return transfer.download(address, target, check)

@@ -42,7 +42,7 @@ def read_labelled(folder: Path) -> pd.DataFrame:
     that all of them get into one split; without it every image counts as a person. `race` may name
     groups to score one by one, and `split` the set's official train, val and test images.
 
-    One row for each image, columns as in `agelib.datasets.tables.read_imdb_wiki`; where there are
+    One row for each image, columns as in `agelib.datasets.readers.read_imdb_wiki`; where there are
     ranges `age` and `age_high` are their ends, as far as they lie in 1 to 85; `race` is the file's
     own word for it, `split` "train", "val", "test" or "" where the file names none. `reject` may
     be "outside" (of the folder), "missing", "duplicate" (named before), "age", "gender", or

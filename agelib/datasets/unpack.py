@@ -78,7 +78,6 @@ def unpack(source: Path, archive: Archive, target: Path) -> None:
 
 
 def _find_top(files: list[_Member], archive: Archive) -> PurePosixPath:
-    """Returns the folder with the images that is nearest to the top."""
     paths = [member.path for member in files]
     if archive.has_labels:
         wanted, tops = LABELS, [path.parent for path in paths if path.name == LABELS]

@@ -4,10 +4,8 @@ On Colab, Drive is a folder once it is mounted; elsewhere any folder stands for 
 there holds a `SHA256SUMS` file (as `sha256sum -c` reads it) that names what has arrived whole.
 """
 
-import functools
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from agelib.drive.mounting import check_mounted
 from agelib.files import atomic, find_files, remove_partials, sha256
 
 _SUMS = "SHA256SUMS"
-_CLOCK_TICK = 0.1  # seconds, at most, between two times that a local file system tells apart
 
 # File name -> SHA-256 of what has arrived; while a file is being replaced, of both contents.
 Sums = dict[str, set[str]]
@@ -33,9 +30,9 @@ def push(
 
     Each copy is read back and compared before it gets its name, then noted in `SHA256SUMS`; an
     equal file that the user uploaded is noted and not copied. `remote` is the copy's own path; of a
-    folder `only` some files are copied, or all that are not hidden. To `verify` is to read all,
-    here and there, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to
-    copy, no space, or a copy does not arrive whole.
+    folder `only` some files are copied, or all that are not hidden. To `verify` is to read the
+    copies too, in place of trusting `SHA256SUMS`. Raises AgelibError if there is nothing to copy,
+    no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
     if not local.exists():
@@ -46,8 +43,7 @@ def push(
             files = {path.relative_to(local).as_posix(): path for path in paths}
         else:
             folder, files = remote.parent, {remote.name: local}
-        digest_of = sha256 if verify else _sha256_if_changed
-        digests = {name: digest_of(path) for name, path in files.items()}
+        digests = {name: sha256(path) for name, path in files.items()}
     with explained(f"{local} could not be copied to {remote}", local, folder):
         sums, missing, uploaded = _read_sums(folder), [], {}
         for name, path in files.items():
@@ -116,23 +112,7 @@ def _has_arrived(path: Path, copy: Path, digest: str, noted: set[str] | None, ve
     if noted not in (None, {digest}) or _size(copy) != path.stat().st_size:
         return False
     trusted = noted and not verify
-    return trusted or _drive_sha256(copy) == digest
-
-
-def _sha256_if_changed(path: Path) -> str:
-    """Returns a file's SHA-256; reads one again only if it has changed since the last push."""
-    status = path.stat()
-    if time.time() - status.st_mtime < _CLOCK_TICK:
-        return sha256(path)  # whatever is written now may get the same time
-    return _sha256_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.cache
-def _sha256_once(path: Path, *_: int) -> str:
-    return sha256(path)
-
-
-_drive_sha256 = retrying(sha256)
+    return trusted or retrying(sha256)(copy) == digest
 
 
 def _send(files: list[tuple[Path, str, str]], folder: Path, sums: Sums) -> None:
@@ -182,7 +162,6 @@ def _size(path: Path) -> int | None:
 
 @retrying
 def _read_sums(folder: Path) -> Sums:
-    """Returns what a folder on Drive holds."""
     path, sums = folder / _SUMS, {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():

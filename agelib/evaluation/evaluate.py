@@ -30,7 +30,8 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluates a run's model on train, val and test faces.
 
     Writes `evaluation.json`, and `estimates.csv` with a row for each face of the first test set,
-    unless they exist for this version, model and faces.
+    unless they exist for this version, model and faces. Raises AgelibError if there is no model or
+    no faces.
 
     Returns:
         The scores of the first test set, with those of its `groups`, `near_duplicates` (see
@@ -38,9 +39,6 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         by reason), `dataset`, `model` and `crop`; the scores of each split under `splits`, of each
         test set under `tests`; `train_left_out`, by data set the train faces that were
         near-duplicates of held-out ones.
-
-    Raises:
-        AgelibError: If there is no model or no faces.
     """
     folder = config.run_folder
     manifests = {name: read_manifest(config.faces / name) for name in config.sources}
@@ -76,14 +74,8 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
     """Returns a `compare_table` of runs and, as "agelib", of the pretrained model.
 
     Its column is "agelib, trained on NAME" if the pretrained model may have been trained on some of
-    these faces, so that its scores are too good.
-
-    Args:
-        reports: Name of a run -> its report, from `evaluate_run`.
-        config: Its first test source gives the faces.
-
-    Raises:
-        AgelibError: If that model needs other crops.
+    these faces, those of the first test source, so that its scores are too good. `reports` has what
+    `evaluate_run` returns, by run. Raises AgelibError if the pretrained model needs other crops.
     """
     model, metadata = saved.load_model(saved.PRETRAINED)
     name = config.test_sources[0]
@@ -104,12 +96,9 @@ def score_model(
 ) -> tuple[dict[str, dict], dict[str, dict], pd.DataFrame]:
     """Scores a model on a run's train and val faces of all sets, and on the test faces of each.
 
-    Returns:
-        Split -> scores, test set -> scores, and the `estimates_table` of the first test set, whose
-        scores are those of the split "test".
-
-    Raises:
-        AgelibError: If there are no faces, the model was trained on others, or needs other crops.
+    Returns split -> scores, test set -> scores, and the `estimates_table` of the first test set,
+    whose scores are those of the split "test". Raises AgelibError if there are no faces, or the
+    model was trained on others or needs other crops.
     """
     _check_trained_on(config)
     check_splits(config.train_sources, config)
@@ -159,13 +148,8 @@ def _check_trained_on(config: Config) -> None:
 def evaluate_folder(images: Path, model_path: Path, config: Config) -> dict[str, Any]:
     """Evaluates a model on any folder of images with a `labels.csv`, or with UTKFace's names.
 
-    The faces are found and cropped as the model needs them.
-
-    Returns:
-        As `evaluate_run` does of one test set.
-
-    Raises:
-        AgelibError: If there is no model, or no image has labels and a face.
+    The faces are found and cropped as the model needs them. Returns what `evaluate_run` does of one
+    test set. Raises AgelibError if there is no model, or no image has labels and a face.
     """
     model, metadata = saved.load_model(model_path)
     config = dataclasses.replace(config, **Crop.from_json(metadata["crop"]).to_json())

@@ -26,22 +26,17 @@ def metrics(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
 
     If a label is a range, an estimate inside it is right, and one outside has an error in years to
     the nearer end. Such labels have no coverage of intervals, and no scores of age branches unless
-    each range lies within a branch.
+    each range lies within a branch. `faces` has `age`, `age_high`, `age_branch`, `gender` and
+    `person`, each of shape (n,), `outputs` `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
 
-    Args:
-        faces: Anything with `age`, `age_high`, `age_branch`, `gender` and `person`, each of shape
-            (n,).
-        outputs: `age` (n, 85), `age_branch` (n, 5) and `gender` (n, 2).
-
-    Returns:
-        JSON types: `n`; for both heads accuracy, balanced accuracy (mean recall of the classes
-        that occur), recall (None for a class that does not occur), confusion (rows are true),
-        expected calibration error (`_ece`) and the accuracies of always answering the commonest
-        class; `gender_accuracy_children` at ages in the youngest branch; `age_mae` in years,
-        `age_within_N`, the share of ages at most N years off, `age_interval_coverage`, the share in
-        the 80 % interval, and `age_interval_width`, its mean years; for ranges `age_range_accuracy`
-        and, where no two overlap, `age_range_within_one`, the share of estimates in the right range
-        or the next one; under `intervals` those of `score_intervals`.
+    Returns JSON types: `n`; for both heads accuracy, balanced accuracy (mean recall of the classes
+    that occur), recall (None for a class that does not occur), confusion (rows are true), expected
+    calibration error (`_ece`) and the accuracies of always answering the commonest class;
+    `gender_accuracy_children` at ages in the youngest branch; `age_mae` in years, `age_within_N`,
+    the share of ages at most N years off, `age_interval_coverage`, the share in the 80 % interval,
+    and `age_interval_width`, its mean years; for ranges `age_range_accuracy` and, where no two
+    overlap, `age_range_within_one`, the share of estimates in the right range or the next one;
+    under `intervals` those of `score_intervals`.
     """
     heads, of_faces = _heads(faces, outputs), _face_scores(faces, outputs)
     scores = {"n": len(faces.age)} | _means(of_faces)
@@ -76,10 +71,7 @@ def years_off(faces: Any, estimated: np.ndarray) -> np.ndarray:
 
 
 def _face_scores(faces: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the scores of each face, whose means over any faces are those in `metrics`.
-
-    NaN stands for a face that does not count.
-    """
+    """Returns the scores of each face, NaN for one that does not count; `metrics` has the means."""
     heads = _heads(faces, outputs).items()
     scores = {f"{head}_accuracy": true == estimated for head, (true, estimated, _) in heads}
     children = faces.age_high <= AGE_BRANCHES[0][1]
@@ -136,17 +128,12 @@ def score_intervals(
     """Returns 95 % confidence intervals of all scores, by a bootstrap over people.
 
     The errors on several photos of one person are correlated: Field & Welsh, "Bootstrapping
-    clustered data", JRSS B 2007. Ends are percentiles.
+    clustered data", JRSS B 2007. `person` says whose each of n faces is; `of_faces` has each face's
+    score by name, NaN for one that does not count.
 
-    Args:
-        person: Whose face it is; of shape (n,).
-        of_faces: Name -> each face's score, NaN for one that does not count; of shape (n,).
-        heads: Name -> true and estimated codes, each of shape (n,), and the number of classes.
-
-    Returns:
-        Name, as in `metrics`, -> [low, high]; recalls have one pair a class. None for a score of
-        fewer than ten people, one that is the same in every resample, and a balanced accuracy that
-        includes a recall of fewer than ten people.
+    Returns name, as in `metrics`, -> [low, high], percentiles; recalls have one pair a class. None
+    for a score of fewer than ten people, one that is the same in every resample, and a balanced
+    accuracy that includes a recall of fewer than ten people.
     """
     recalls = {
         f"{head} {code}": np.where(true == code, estimated == code, np.nan)
@@ -190,16 +177,12 @@ def _percentiles(means: np.ndarray) -> list[float] | None:
 def breakdown(faces: Any, outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Scores each age branch and gender, and each race that the data set names.
 
-    If ages are ranges that cross branches, the groups are ranges instead.
+    If ages are ranges that cross branches, the groups are ranges instead. Beside what `metrics`
+    takes, `faces` has `race` of shape (n,), which numbers the names in `races`.
 
-    Args:
-        faces: As for `metrics`, with `race` of shape (n,), which numbers the names in `races`.
-        outputs: As for `metrics`.
-
-    Returns:
-        A dict for each group that has faces: `by` ("age branch and gender", "age range and
-        gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
-        `people`, the main scores and their `intervals`.
+    Returns a dict for each group that has faces: `by` ("age branch and gender", "age range and
+    gender", "gender" where ranges overlap, or "race"), `group`, the numbers of faces, `n`, and
+    `people`, the main scores and their `intervals`.
     """
     scores = _face_scores(faces, outputs)
     scores = {name: scores[name] for name in _SCORES if name in scores}
@@ -238,10 +221,9 @@ def _group_scores(
 
 
 def worst_groups(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns accuracy -> the group from `breakdown` in which it is lowest.
+    """Returns accuracy -> the group from `breakdown` in which it is lowest, if any has an error.
 
-    Groups of races and those of fewer than ten people, whose scores vary most, are left out, and
-    accuracies without errors in any group.
+    Groups of races and those of fewer than ten people, whose scores vary most, are left out.
     """
     groups = [each for each in groups if each["by"] != "race" and each["people"] >= FEWEST_PEOPLE]
     worst = {}

@@ -135,17 +135,13 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Returns a row for each face: its labels, the estimates, and their probabilities.
+    """Returns a row for each of `faces`, which have `paths` beside what `breakdown` takes.
 
-    Args:
-        faces: As for `breakdown`, with `paths` as well.
-        outputs: As for `metrics`.
-
-    Returns:
-        `path`, true `age` (the lowest of a range, with `age_to`, the highest), `age_branch` (not
-        for ranges that cross branches), `gender` and `race` (empty where unknown), `estimated_age`,
-        `years_off` (above 0 if too old), `age_low` and `age_high`, the ends of its 80 % interval,
-        `estimated_branch`, `branch_confidence`, `estimated_gender` and `gender_confidence`.
+    The columns are `path`, true `age` (the lowest of a range, with `age_to`, the highest),
+    `age_branch` (not for ranges that cross branches), `gender` and `race` (empty where unknown),
+    `estimated_age`, `years_off` (above 0 if too old), `age_low` and `age_high`, the ends of its
+    80 % interval, `estimated_branch`, `branch_confidence`, `estimated_gender` and
+    `gender_confidence`.
     """
     low, high = age_interval(outputs["age"])
     branch, gender = outputs["age_branch"], outputs["gender"]

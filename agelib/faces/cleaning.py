@@ -25,6 +25,7 @@ from agelib import AgelibError
 from agelib.config import Config, Crop
 from agelib.datasets import tables
 from agelib.datasets.own_photos import is_user_folder
+from agelib.datasets.registry import images_folder
 from agelib.disk import need_space, reading, retrying
 from agelib.faces import shards
 from agelib.faces.crop import PORTRAIT_CANVAS, crop_images
@@ -46,13 +47,13 @@ def clean(
     Finished shards are kept; `on_shard` is called with the files of each once they are complete.
     Raises AgelibError if the images are missing, or the folder holds other crops.
     """
-    table, images = tables.read_table(name, config), tables.images_folder(name, config)
+    table, images = tables.read_table(name, config), images_folder(name, config)
     return clean_table(table, images, config.faces / name, name, config, on_shard)
 
 
 def is_current(name: str, config: Config) -> bool:
     """Tells whether the shards in `data/faces/<name>`, if any, are of these labels and settings."""
-    table, images = tables.read_table(name, config), tables.images_folder(name, config)
+    table, images = tables.read_table(name, config), images_folder(name, config)
     origin = _origin(table, images, name, config)
     return all(origin.items() <= record.items() for record in _records(config.faces / name))
 
@@ -207,7 +208,6 @@ def _clean_unit(
 
 
 def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[str, Any]:
-    """Returns the manifest: settings, versions, counts per split and reason, every shard."""
     splits, reasons = Counter(), Counter(table.loc[table["reject"] != "", "reject"])
     for stem, shard in done.items():
         splits[stem.split("-")[0]] += shard["faces"]
@@ -222,7 +222,6 @@ def _manifest(table: pd.DataFrame, done: dict[str, dict], origin: dict) -> dict[
 
 
 def _write_rejected(folder: Path, table: pd.DataFrame) -> None:
-    """Names every image that is not in the shards, and why."""
     finished = read_manifest(folder)["shards"].values()
     metadata = table.loc[table["reject"] != "", ["path", "reject"]].to_numpy().tolist()
     cleaning = [pair for shard in finished for pair in shard["rejected"]]

@@ -65,9 +65,8 @@ class Face:
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face:
     """Returns the main face of an image of this shape, height first: the most central one.
 
-    Raises:
-        Rejected: "no_face"; "ambiguous" if another face is about as large and as central;
-            "small_face" below 20 pixels; "cut_off" if much of it lies outside the image.
+    Raises Rejected: "no_face"; "ambiguous" if another face is about as large and as central;
+    "small_face" below 20 pixels; "cut_off" if much of it lies outside the image.
     """
     if not faces:
         raise Rejected("no_face", "The image has no face that MTCNN finds.")

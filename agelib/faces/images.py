@@ -37,17 +37,10 @@ def read_image(
     source: str | os.PathLike | bytes | bytearray | memoryview | Image.Image,
     max_side: int | None = None,
 ) -> np.ndarray:
-    """Reads an image of any common format, turned upright by its EXIF orientation.
+    """Returns RGB uint8 of shape (height, width, 3), turned upright by its EXIF orientation.
 
-    Args:
-        source: A file's path, its bytes, or a Pillow image.
-        max_side: If given, images with a longer side are scaled down to it.
-
-    Returns:
-        RGB uint8 of shape (height, width, 3).
-
-    Raises:
-        Rejected: "unreadable", if it is no image, cut short or too large.
+    `source` is a file's path, its bytes, or a Pillow image; one with a side longer than `max_side`
+    is scaled down to it. Raises Rejected, "unreadable", if it is no image, cut short or too large.
     """
     is_path, content = isinstance(source, str | os.PathLike), b""
     try:

@@ -10,7 +10,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,12 @@ class FaceSet:
     Attributes:
         crop_size: Pixels per side of each face.
         index: The shards' entries, see `index_type`.
-        source: Numbers the data sets in `sources`, int64 of shape (n,).
-        race: Numbers the names in `races`, -1 where unknown, int64 of shape (n,).
+        age: Whole years, the lowest of a range, int64 of shape (n,), as all that follow.
+        age_high: The highest year of a range, equal to an exact `age`.
+        gender: 0 Male, 1 Female.
+        race: Numbers the names in `races`, -1 where unknown.
+        source: Numbers the data sets in `sources`.
+        person: Hashes that say whose face it is; these are uint64.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
@@ -158,45 +161,28 @@ class FaceSet:
             places = ", ".join(map(str, folders))
             raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
         self.races = tuple(codes)
-        self.index, self.race, self._shard, self.source = map(
-            np.concatenate, zip(*parts, strict=True)
-        )
+        self._set_faces(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _set_faces(
+        self, index: np.ndarray, race: np.ndarray, shard: np.ndarray, source: np.ndarray
+    ) -> None:
+        self.index, self.race, self._shard, self.source = index, race, shard, source
+        self.age, self.age_high = index["age"].astype(np.int64), index["age_high"].astype(np.int64)
+        self.gender, self.person = index["gender"].astype(np.int64), index["person"]
 
     def select(self, chosen: np.ndarray) -> "FaceSet":
         """Returns some of the faces: those of a mask, or of numbers."""
-        part = copy.copy(self)
-        part.__dict__.pop("age_branch", None)
-        for name in ("index", "source", "race", "_shard"):
-            setattr(part, name, getattr(self, name)[chosen])
+        part, fields = copy.copy(self), (self.index, self.race, self._shard, self.source)
+        part._set_faces(*(field[chosen] for field in fields))
         return part
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
-    def age(self) -> np.ndarray:
-        """Whole years, the lowest of a range, int64 of shape (n,)."""
-        return self.index["age"].astype(np.int64)
-
-    @property
-    def age_high(self) -> np.ndarray:
-        """The highest year of a range, equal to an exact `age`, int64 of shape (n,)."""
-        return self.index["age_high"].astype(np.int64)
-
-    @cached_property
     def age_branch(self) -> np.ndarray:
         """0 to 4, that of the middle year of a range, int64 of shape (n,)."""
         return age_branch((self.age + self.age_high) // 2)
-
-    @property
-    def gender(self) -> np.ndarray:
-        """0 Male, 1 Female, int64 of shape (n,)."""
-        return self.index["gender"].astype(np.int64)
-
-    @property
-    def person(self) -> np.ndarray:
-        """Whose face it is, uint64 hashes of shape (n,)."""
-        return self.index["person"]
 
     @property
     def paths(self) -> list[str]:

@@ -29,8 +29,6 @@ def build_augmentation() -> keras.Sequential:
 class _RandomLayer(keras.layers.Layer):
     """Varies images in training, with random numbers of its own."""
 
-    _settings: tuple[str, ...] = ()  # the arguments of __init__
-
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._generator = keras.random.SeedGenerator()
@@ -47,23 +45,14 @@ class _RandomLayer(keras.layers.Layer):
         shape = (keras.ops.shape(images)[0], 1, 1, channels)
         return keras.random.uniform(shape, low, high, "float32", self._generator)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to make the layer again."""
-        return super().get_config() | {name: getattr(self, name) for name in self._settings}
-
 
 @keras.saving.register_keras_serializable("agelib")
 class RandomLight(_RandomLayer):
     """Varies the light of each image: exposure, gamma, colour, contrast.
 
-    Args:
-        darkest: Least exposure; every fourth image is made darker.
-        gamma: Largest change of the logarithm of gamma.
-        colour: Largest change of a channel's gain.
-        contrast: Largest change of the distance from the mean.
+    Every fourth image is made darker, down to the exposure `darkest`. The others are the largest
+    changes: of gamma's logarithm, of a channel's gain, of the distance from the mean.
     """
-
-    _settings = ("darkest", "gamma", "colour", "contrast")
 
     def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):
         super().__init__(**kwargs)
@@ -86,8 +75,6 @@ class RandomLight(_RandomLayer):
 class RandomResolution(_RandomLayer):
     """Scales a share of the images, 0 to 1, down to a half or a third and up again."""
 
-    _settings = ("share",)
-
     def __init__(self, share: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.share = share
@@ -108,15 +95,9 @@ def _coarsened(images: tf.Tensor, factor: int) -> tf.Tensor:
 class RandomAffine(_RandomLayer):
     """Turns, scales and moves each image about its centre.
 
-    Keras has a layer for each of these; one after the other they blur an image three times.
-
-    Args:
-        degrees: Largest turn to either side.
-        scale: Largest change of size; 0.1 is from 0.9 to 1.1.
-        translate: Largest move along each axis, as a share of that side, before the rest.
+    Keras has a layer for each of these; one after the other they blur an image three times. The
+    move comes first, by up to `translate` of each side; a `scale` of 0.1 is from 0.9 to 1.1.
     """
-
-    _settings = ("degrees", "scale", "translate")
 
     def __init__(self, degrees: float, scale: float, translate: float, **kwargs: Any):
         super().__init__(**kwargs)

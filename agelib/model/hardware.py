@@ -13,8 +13,7 @@ _TENSOR_CORES = (7, 0)  # compute capability, NVIDIA "Training With Mixed Precis
 def strategy() -> tf.distribute.Strategy:
     """Returns TensorFlow's strategy for a TPU, for several GPUs, or for one device.
 
-    Raises:
-        AgelibError: If there is a TPU that cannot be used.
+    Raises AgelibError if there is a TPU that cannot be used.
     """
     if _has_tpu():
         try:
@@ -34,10 +33,8 @@ def strategy() -> tf.distribute.Strategy:
 def even_share(count: int) -> int:
     """Returns the largest number of faces, up to `count`, that the devices in scope share evenly.
 
-    Keras fails if the first batch cannot be shared so.
-
-    Raises:
-        AgelibError: If there are more devices than faces.
+    Keras fails if the first batch cannot be shared so. Raises AgelibError if there are more devices
+    than faces.
     """
     devices = tf.distribute.get_strategy().num_replicas_in_sync
     if count < devices:

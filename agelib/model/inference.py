@@ -99,13 +99,9 @@ def fit_temperature(
     around 1: ten faces that are all right or all wrong would ask for an extreme temperature. With a
     thousand faces the prior hardly matters.
 
-    Args:
-        views: Probabilities of shape (views, n, classes).
-        true: Codes of the classes, shape (n,).
-        highest: The last codes of labels that are ranges and begin at `true`.
-
-    Returns:
-        From 0.5 to 5; below 1 if the model is underconfident, above 1 if it is overconfident.
+    It is from 0.5 to 5: below 1 if the model is underconfident, above 1 if it is overconfident.
+    `views` are probabilities of shape (views, n, classes), `true` the codes of classes, shape (n,),
+    `highest` the last codes of labels that are ranges and begin at `true`.
     """
     logits = np.log(np.maximum(views, np.finfo(np.float32).tiny))
     classes = np.arange(views.shape[-1])

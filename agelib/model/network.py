@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agelib import AgelibError, first_line
+from agelib.backbones import BACKBONES, DROP_CONNECT_RATE, Backbone
 from agelib.backend import keras, keras_settings
-from agelib.config import BACKBONES, Backbone
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
-from agelib.model.imagenet import LITE0_WEIGHTS, set_arrays
+from agelib.model.imagenet import set_arrays
 from agelib.model.saved import PRETRAINED, load_model
-
-# Mean and deviation that the ImageNet weights were trained with, on pixels of 0 to 255.
-_NORMAL = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_LITE_NORMAL = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
-
-DROP_CONNECT_RATE = 0.2
 
 
 def build_model(
@@ -28,15 +24,10 @@ def build_model(
 ) -> keras.Model:
     """Builds the network that estimates age and gender from a face, with settings as in `Config`.
 
-    With `augment` it varies images in training; `precision` is Keras' name of one.
-
-    Returns:
-        A model from RGB of 0 to 255 in shape (batch, image_size, image_size, 3) to a dict of
-        probabilities: `age` (batch, 85) for the years 1 to 85, `age_branch` (batch, 5), their sums
-        over each branch, and `gender` (batch, 2).
-
-    Raises:
-        AgelibError: If the weights are not available or do not fit.
+    It takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3), and with `augment` varies
+    it in training. It gives a dict of probabilities: `age` (batch, 85) for the years 1 to 85,
+    `age_branch` (batch, 5), their sums over each branch, and `gender` (batch, 2). `precision` is
+    Keras' name of one. Raises AgelibError if the weights are not available or do not fit.
     """
     weights = str(PRETRAINED) if weights == "agelib" else weights
     whole = str(weights).endswith(".keras")
@@ -56,8 +47,8 @@ def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras
     with keras_settings("float32"):  # 16-bit floats are too coarse for pixels
         if augment:
             image = build_augmentation()(image)
-        mean, std = _LITE_NORMAL if BACKBONES[backbone].lite else _NORMAL
-        scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+        mean, deviation = np.array([BACKBONES[backbone].mean, BACKBONES[backbone].deviation])
+        scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
         return keras.layers.Rescaling(scale, offset, name="normalisation")(image)
 
 
@@ -79,14 +70,16 @@ def _branch_sums() -> keras.Model:
     return keras.Model(age, keras.ops.concatenate(sums, axis=1), name="age_branch")
 
 
-def freeze_backbone(model: keras.Model, frozen: bool = True) -> None:
-    """Makes training change only the heads of a model from `build_model`, or all of it again."""
-    _backbone_of(model).trainable = not frozen
+def backbone_of(model: keras.Model) -> keras.Model:
+    """Returns the backbone inside a model from `build_model`; its `trainable` freezes it."""
+    # Augmentation and the sums are models inside the model too, but have no weights.
+    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
+    return backbone
 
 
 def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
     """Sets the momentum, 0 to 1, of the statistics of all BatchNorm layers in the backbone."""
-    for layer in _backbone_of(model).layers:
+    for layer in backbone_of(model).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = momentum
 
@@ -95,12 +88,6 @@ def scale_logits(model: keras.Model, head: str, temperature: float) -> None:
     """Divides the logits of a head, "age" or "gender", by a temperature, in the weights."""
     layer = model.get_layer(f"{head}_logits")
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
-
-
-def _backbone_of(model: keras.Model) -> keras.Model:
-    # Augmentation and the sums are models inside the model too, but have no weights.
-    [backbone] = [each for each in model.layers if isinstance(each, keras.Model) and each.weights]
-    return backbone
 
 
 def _copy_weights(model: keras.Model, path: Path) -> None:
@@ -115,27 +102,17 @@ def _copy_weights(model: keras.Model, path: Path) -> None:
 
 
 def build_backbone(
-    name: str,
-    image_size: int,
-    weights: str | None = None,
-    drop_connect_rate: float = DROP_CONNECT_RATE,
+    name: str, image_size: int, weights: str | None, drop_connect_rate: float
 ) -> keras.Model:
-    """Builds a backbone: an EfficientNet without its classifier, of Keras' own layers.
+    """Builds one of `BACKBONES`, without its classifier, of Keras' own layers.
 
-    Args:
-        name: One of `agelib.config.BACKBONES`.
-        image_size: Pixels per side.
-        weights: None, "imagenet", "noisy-student", or the path of an .h5 or .npz file.
-        drop_connect_rate: How often training drops the last block; rises linearly to this.
-
-    Returns:
-        A model from normalised RGB to features of shape (batch, h, w, channels).
-
-    Raises:
-        AgelibError: If the weights are not available.
+    It turns normalised RGB into features of shape (batch, h, w, channels). `weights` are None,
+    "imagenet", "noisy-student", or the path of an .h5 or .npz file. Training leaves out the last
+    block as often as `drop_connect_rate` says, those before it linearly less. Raises AgelibError if
+    the weights are not available.
     """
-    if name == "EfficientNetLite0" and weights == "imagenet":
-        weights = str(LITE0_WEIGHTS)
+    if weights == "imagenet" and BACKBONES[name].imagenet:
+        weights = str(BACKBONES[name].imagenet)
     if BACKBONES[name].lite and weights in ("imagenet", "noisy-student"):
         raise AgelibError(
             f"{weights} weights for {name} are not part of agelib: use --weights none, or "

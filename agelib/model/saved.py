@@ -4,6 +4,7 @@ A finished model is made of Keras' own layers only, so that `keras.models.load_m
 anywhere, without this package.
 """
 
+import importlib
 import json
 import warnings
 import zipfile
@@ -84,12 +85,13 @@ def _without_later_settings(config: Any) -> Any:
 def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", dict[str, Any]]:
     """Reads a model and its metadata.
 
-    Raises:
-        AgelibError: If the file is missing, damaged, no model of this package, or made for other
-            age branches, unless it may be for any.
+    Raises AgelibError if the file is missing, damaged, no model of agelib's, or made for other age
+    branches (which `any_branches` allows).
     """
     from agelib.backend import keras, keras_settings
 
+    for module in ("augment", "losses"):  # they register the classes that a checkpoint names
+        importlib.import_module(f"agelib.model.{module}")
     if not Path(path).exists():
         what = (
             "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
@@ -101,7 +103,7 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
         with warnings.catch_warnings(), keras_settings():
             # Without the optimizer's state, training would go on as if it had just begun.
             warnings.filterwarnings("error", "Skipping variable loading")
-            model = keras.models.load_model(path, _checkpoint_classes())
+            model = keras.models.load_model(path)
     except _ERRORS as error:
         raise AgelibError(
             f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
@@ -115,13 +117,3 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
             "from this one)."
         )
     return model, metadata
-
-
-def _checkpoint_classes() -> dict[str, type]:
-    """Returns our classes by name: a checkpoint needs them, a finished model does not."""
-    from agelib.model.augment import RandomAffine, RandomLight, RandomResolution
-    from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
-
-    classes = (RandomAffine, RandomLight, RandomResolution)
-    classes += (AgeLoss, BranchAccuracy, GenderLoss, YearsOff)
-    return {each.__name__: each for each in classes}

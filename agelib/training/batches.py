@@ -16,7 +16,7 @@ def train_batches(
     batch_size: int,
     image_size: int,
     seed: int,
-    first_epoch: int = 0,
+    first_epoch: int,
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled training batches.
 
@@ -25,11 +25,9 @@ def train_batches(
     order whether training started at epoch 0 or continues at e, so that a resumed run gives the
     same model. The last, smaller batch of each epoch is left out.
 
-    Returns:
-        Batches of (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and
-        a dict of int32: `age` (batch_size, 2), the lowest and the highest year of the label, equal
-        where it is exact; `age_branch` (batch_size,), -1 where the label covers several; `gender`
-        (batch_size,).
+    A batch is (images, targets): uint8 of shape (batch_size, image_size, image_size, 3), and a dict
+    of int32: `age` (batch_size, 2), the lowest and the highest year of the label, equal where it is
+    exact; `age_branch` (batch_size,), -1 where the label covers several; `gender` (batch_size,).
     """
 
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -59,7 +57,6 @@ def _draw(weights: np.ndarray, seed: Sequence[int]) -> np.ndarray:
 
 
 def _load(indices: tf.data.Dataset, faces: FaceSet, image_size: int) -> tf.data.Dataset:
-    """Turns batches of face indices into batches of images and targets."""
     branches = np.where(faces.age_branch == age_branch(faces.age_high), faces.age_branch, -1)
     labels = {
         "age": np.stack([faces.age, faces.age_high], axis=1),

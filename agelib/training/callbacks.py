@@ -34,29 +34,10 @@ def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
     return table
 
 
-class Reseed(keras.callbacks.Callback):
-    """Gives every random layer a seed of its own for each epoch.
-
-    Keras does not save the state of random layers. A seed that depends on run and epoch makes an
-    epoch the same in a run that was cut off before it.
-    """
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self._seed = seed
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Sets the seeds."""
-        states = [v for v in self.model.variables if v.name == "seed_generator_state"]
-        for i, state in enumerate(states):
-            seeds = np.random.SeedSequence([self._seed, epoch, i]).generate_state(2)
-            state.assign(seeds.astype(state.dtype))
-
-
 class Progress(keras.callbacks.Callback):
     """Shows a bar from the first epoch to the last on standard error, with the time left."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, done: int = 0):
+    def __init__(self, epochs: int, steps_per_epoch: int, done: int):
         super().__init__()
         device = tf.config.list_logical_devices()[-1].device_type  # the fastest one is last
         total, initial = epochs * steps_per_epoch, done * steps_per_epoch
@@ -80,13 +61,10 @@ class Progress(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves each finished epoch, and the averaged weights of the best one.
+    """Saves each finished epoch in the run's folder, and the averaged weights of the best one.
 
-    Args:
-        folder: The run's.
-        history: The epochs that are done; each new one is appended.
-        metadata: Of the checkpoint, without the history; its `seconds` are counted up.
-        on_epoch: Called after each epoch with the history so far.
+    An epoch is appended to `history`, which `on_epoch` gets then; its seconds are added to those in
+    `metadata`, the checkpoint's without the history.
     """
 
     def __init__(
@@ -117,6 +95,22 @@ class Checkpoint(keras.callbacks.Callback):
         metadata = self._metadata | {"history": self.history}
         save_model(self.model, checkpoint_path(self._folder), metadata)
         self._on_epoch(write_history(self._folder, self.history))
+
+
+def reseeding(model: keras.Model, seed: int) -> keras.callbacks.Callback:
+    """Returns the callback that gives every random layer a seed of its own for each epoch.
+
+    Keras does not save the state of random layers. A seed that depends on run and epoch makes an
+    epoch the same in a run that was cut off before it.
+    """
+
+    def set_seeds(epoch: int, logs: dict | None) -> None:
+        states = [v for v in model.variables if v.name == "seed_generator_state"]
+        for i, state in enumerate(states):
+            seeds = np.random.SeedSequence([seed, epoch, i]).generate_state(2)
+            state.assign(seeds.astype(state.dtype))
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=set_seeds)
 
 
 def scheduling(

@@ -18,7 +18,7 @@ from agelib.faces.shards import FaceSet, fingerprint, read_crop
 from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
-from agelib.model.network import build_model, freeze_backbone
+from agelib.model.network import backbone_of, build_model
 from agelib.model.saved import load_model, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
@@ -27,19 +27,12 @@ Faces = dict[str, FaceSet]  # by split, "train" and "val"
 
 
 @keras_settings()
-def train(config: Config, on_epoch: Callable[[pd.DataFrame], None] = print) -> pd.DataFrame:
+def train(config: Config, on_epoch: Callable[[pd.DataFrame], None]) -> pd.DataFrame:
     """Trains a model, or continues a run that was cut off, in the precision that it had.
 
-    Args:
-        config: All settings; the run's folder is `config.run_folder`.
-        on_epoch: Called with the history so far after each epoch is saved.
-
-    Returns:
-        The history: one row an epoch, losses and metrics of train and `val_`.
-
-    Raises:
-        AgelibError: If the faces have one class only, the run was started with other settings, the
-            memory is too small, or the loss is no longer a number.
+    Returns the history: one row an epoch, losses and metrics of train and `val_`; `on_epoch` gets
+    it after each epoch that is saved. Raises AgelibError if the faces have one class only, the run
+    was started with other settings, the memory is too small, or the loss is no longer a number.
     """
     config, folder = config.resolved, config.run_folder
     prints = {name: fingerprint(config.faces / name) for name in config.train_sources}
@@ -91,11 +84,11 @@ def _train_phases(
 
 def _start_phase(model: keras.Model, config: Config, heads_only: bool, steps: int) -> None:
     if heads_only:
-        freeze_backbone(model)
+        backbone_of(model).trainable = False
     elif config.new_heads:
         if model.optimizer:  # `fit` leaves the averaged weights, a checkpoint the others
             model.set_weights(callbacks.averaged_weights(model))
-        freeze_backbone(model, False)
+        backbone_of(model).trainable = True
     recipe.compile_model(model, steps)
 
 
@@ -106,7 +99,6 @@ def _batch_size(faces: FaceSet, config: Config) -> int:
 def _fit(
     model: keras.Model, faces: Faces, config: Config, epochs: tuple[int, int], calls: list
 ) -> None:
-    """Trains from one epoch up to another."""
     train, val, size = faces["train"], faces["val"], config.image_size
     batch_size = _batch_size(train, config)
     steps = len(train) // batch_size
@@ -124,7 +116,7 @@ def _fit(
             shuffle=False,  # the stream is shuffled already
             verbose=0,
             callbacks=[
-                callbacks.Reseed(config.seed),
+                callbacks.reseeding(model, config.seed),
                 *callbacks.averaging(model),  # before the checkpoint
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.TensorBoard(config.logs, write_graph=False),
@@ -252,7 +244,6 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
 
 
 def _metadata(config: Config, faces: Faces, left_out: dict[str, int]) -> dict[str, Any]:
-    """Returns what a model file says about itself."""
     return {
         "agelib": __version__,
         "crop": config.crop.to_json(),

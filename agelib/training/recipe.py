@@ -3,7 +3,7 @@
 import numpy as np
 
 from agelib.backend import keras
-from agelib.datasets.tables import find_dataset
+from agelib.datasets.registry import find_dataset
 from agelib.faces.shards import FaceSet
 from agelib.labels import AGE_BRANCHES, GENDERS, MIN_AGE
 from agelib.model.inference import estimate_views, fit_temperature

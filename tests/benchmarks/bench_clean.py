@@ -26,7 +26,7 @@ from agelib.config import Config
 from agelib.datasets import sample
 from agelib.datasets import tables as datasets
 from agelib.datasets.download import extract, fetch
-from agelib.datasets.tables import DATASETS
+from agelib.datasets.registry import DATASETS
 from agelib.faces import cleaning, shards
 from agelib.faces import crop as faces_crop
 from agelib.faces import images as faces

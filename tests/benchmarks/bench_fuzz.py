@@ -29,7 +29,7 @@ import mutations
 from agelib.config import Config
 from agelib.datasets import sample, tables
 from agelib.datasets.download import extract, fetch
-from agelib.datasets.tables import DATASETS
+from agelib.datasets.registry import DATASETS
 from agelib.faces import cleaning
 from agelib.faces.shards import FaceSet
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from agelib.config import Config
 from agelib.datasets import sample
 from agelib.datasets.download import extract, fetch
-from agelib.datasets.tables import DATASETS, read_table
+from agelib.datasets.registry import DATASETS
+from agelib.datasets.tables import read_table
 from agelib.faces.shards import FaceSet
 
 CROP_SIZE = 64

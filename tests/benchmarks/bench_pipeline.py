@@ -33,9 +33,9 @@ class Faces(FaceSet):
 
     def __init__(self, folder: Path, count: int):
         self.crop_size = SIZE
-        self.index = np.resize(np.load(folder / "index.npy"), count)
         self._images = [np.load(folder / "images.npy", mmap_mode="r")]
-        self._shard = np.zeros(count, int)
+        index = np.resize(np.load(folder / "index.npy"), count)
+        self._set_faces(index, *np.zeros((3, count), int))
 
 
 def write_faces(folder: Path) -> None:
@@ -56,7 +56,7 @@ def write_faces(folder: Path) -> None:
 def pipeline_batches(faces: Faces):
     from agelib.training.batches import train_batches
 
-    return iter(train_batches(faces, np.ones(len(faces)), BATCH, SIZE, seed=0))
+    return iter(train_batches(faces, np.ones(len(faces)), BATCH, SIZE, seed=0, first_epoch=0))
 
 
 def reference_batches(faces: Faces):

@@ -34,7 +34,7 @@ def reference_model(size: int) -> keras.Model:
     """BatchNorm, global maximum, dropout and two softmax layers on an EfficientNet."""
     inputs = keras.Input((size, size, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
-    x = build_backbone("EfficientNetB0", size)(x)
+    x = build_backbone("EfficientNetB0", size, None, 0.2)(x)
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.GlobalMaxPooling2D()(x)
     x = keras.layers.Dropout(0.2)(x)
@@ -54,7 +54,9 @@ def train_reference(faces: FaceSet, val: FaceSet, size: int, epochs: int) -> ker
 
     batch_size = min(REFERENCE_BATCH, len(faces))
     model.fit(
-        train_batches(faces, np.ones(len(faces)), batch_size, size, seed=0).map(two_heads),
+        train_batches(faces, np.ones(len(faces)), batch_size, size, seed=0, first_epoch=0).map(
+            two_heads
+        ),
         epochs=epochs,
         steps_per_epoch=len(faces) // batch_size,
         validation_data=ordered_batches(val, batch_size, size).map(two_heads),
@@ -98,7 +100,7 @@ def main() -> None:
     trained = [config.faces / name for name in config.train_sources]
     faces = {split: FaceSet(trained, split) for split in ("train", "val")}
     faces["test"] = FaceSet([config.faces / config.test_sources[0]], "test")
-    train(config)
+    train(config, print)
     ours, _ = load_model(config.run_folder / "model.keras")
     theirs = train_reference(
         faces["train"], faces["val"], config.resolved.image_size, config.epochs

@@ -7,7 +7,7 @@ from conftest import write_zip
 from agelib import AgelibError, steps
 from agelib.config import Config
 from agelib.datasets import download
-from agelib.datasets.tables import describe, read_table
+from agelib.datasets.tables import read_table
 
 LABELS = b"path,age,gender\na.jpg,34,female\n"
 GOOD = {"faces/labels.csv": LABELS, "faces/a.jpg": b"one"}
@@ -22,13 +22,6 @@ def config(tmp_path, monkeypatch):
 
 def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
-
-
-def test_descriptions_say_what_the_licence_allows():
-    table = describe(["wiki", "utkface"])
-    assert table.index.tolist() == ["wiki", "utkface"]
-    assert table["licence"].str.contains("research only").all()
-    assert table["home"].str.startswith("https://").all()
 
 
 # A zip file with a labels.csv

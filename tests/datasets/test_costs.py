@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from agelib.config import BACKBONES, PROFILES, Config
+from agelib.backbones import BACKBONES
+from agelib.config import PROFILES, Config
 from agelib.datasets.costs import describe_costs, slow_training
 
 WIKI = Config.from_profile("wiki")

@@ -23,7 +23,7 @@ from agelib import AgelibError, disk, files
 from agelib.config import Config
 from agelib.datasets import download, transfer
 from agelib.datasets.download import find_sha256
-from agelib.datasets.tables import DATASETS
+from agelib.datasets.registry import DATASETS
 from agelib.files import sha256
 
 GOOD = {"UTKFace/1_0_0_1.jpg": b"one" * 400, "UTKFace/2_0_0_2.jpg": b"two" * 400}
@@ -38,7 +38,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from agelib.datasets import unpack
-from agelib.datasets.tables import DATASETS
+from agelib.datasets.registry import DATASETS
 
 moments = iter(range(int(sys.argv[3])))
 

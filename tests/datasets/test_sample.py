@@ -11,8 +11,10 @@ from PIL import Image
 
 from agelib.datasets import sample
 from agelib.datasets.own_photos import read_labelled
+from agelib.datasets.readers import read_imdb_wiki, read_utkface
+from agelib.datasets.registry import DATASETS
 from agelib.datasets.sample import _portrait, draw_portrait
-from agelib.datasets.tables import DATASETS, count_reasons, read_imdb_wiki, read_utkface
+from agelib.datasets.tables import count_reasons
 from agelib.files import sha256
 
 

@@ -9,7 +9,8 @@ from conftest import kaggle_layout, write_zip
 
 from agelib import AgelibError, disk
 from agelib.datasets.archives import Archive
-from agelib.datasets.tables import DATASETS, read_utkface
+from agelib.datasets.readers import read_utkface
+from agelib.datasets.registry import DATASETS
 from agelib.datasets.unpack import unpack, verify
 from agelib.files import sha256
 

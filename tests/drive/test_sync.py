@@ -797,17 +797,3 @@ def test_on_colab_what_is_finished_can_still_be_saved(work, remote):
     with pytest.raises(AgelibError, match="Colab wipes when it closes: run this cell again") as e:
         push_finished(work / "a", work, remote)
     assert "or download it from the Files pane" in str(e.value)
-
-
-def test_a_file_that_has_not_changed_is_read_once(work, remote, monkeypatch):
-    for path in work.iterdir():
-        os.utime(path, (1, 1))
-    read, hash_file = [], files.hash_file
-    monkeypatch.setattr(
-        files, "hash_file", lambda path, *a: (read.append(path), hash_file(path, *a))[1]
-    )
-    Backup(work, remote).push()
-    (work / "b").write_text("B")
-    push_finished(work / "a", work, remote)
-    assert [path.name for path in read if path.parent == work] == ["a", "b", "c", "b"]
-    assert (remote / "b").read_text() == "B"

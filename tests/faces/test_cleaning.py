@@ -19,8 +19,9 @@ from distributed import Client, LocalCluster
 from agelib import AgelibError
 from agelib.config import Config, Crop
 from agelib.datasets import download, tables
+from agelib.datasets.readers import read_imdb_wiki, read_utkface
+from agelib.datasets.registry import DATASETS
 from agelib.datasets.sample import make_own
-from agelib.datasets.tables import read_imdb_wiki, read_utkface
 from agelib.faces import cleaning, shards
 from agelib.faces import crop as cropping
 from agelib.faces.crop import choose_face, crop_face
@@ -169,8 +170,8 @@ def test_train_and_val_share_no_person(uncleaned, monkeypatch):
         table = read_imdb_wiki(folder, "wiki").iloc[:120]
         return table.assign(person=[f"person {i // 4}" for i in range(len(table))])
 
-    known = dataclasses.replace(tables.DATASETS["wiki"], reader=few_people)
-    monkeypatch.setitem(tables.DATASETS, "wiki", known)
+    known = dataclasses.replace(DATASETS["wiki"], reader=few_people)
+    monkeypatch.setitem(DATASETS, "wiki", known)
     cleaning.clean("wiki", uncleaned)
     folder = uncleaned.faces / "wiki"
     train, val = (FaceSet([folder], split).index["person"] for split in ("train", "val"))

@@ -10,13 +10,13 @@ from conftest import equal_weights
 from skimage import data
 
 from agelib import AgelibError
+from agelib.backbones import DROP_CONNECT_RATE, LITE0_WEIGHTS
 from agelib.backend import keras, tf
 from agelib.labels import AGE_BRANCHES
-from agelib.model.imagenet import LITE0_WEIGHTS
 from agelib.model.network import (
+    backbone_of,
     build_backbone,
     build_model,
-    freeze_backbone,
     scale_logits,
     set_batch_norm_momentum,
 )
@@ -32,6 +32,10 @@ REPEATS = (1, 2, 2, 3, 3, 4, 1)
 
 
 DEPTHS = {"EfficientNetB0": 1, "EfficientNetB4": 1.8}
+
+
+def make_backbone(name, image_size, weights=None):
+    return build_backbone(name, image_size, weights, DROP_CONNECT_RATE)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +99,9 @@ def test_a_model_from_before_they_were_a_layer_is_trained_on(model, images, tmp_
     outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
     save_model(keras.Model(model.input, outputs, name="agelib"), tmp_path / "before.keras", {})
     before, _ = load_model(tmp_path / "before.keras")
-    freeze_backbone(before)
+    backbone_of(before).trainable = False
     assert len(before.trainable_variables) == 4
-    freeze_backbone(before, False)
+    backbone_of(before).trainable = True
     after = build_model("EfficientNetB0", 64, str(tmp_path / "before.keras"))
     expected = eager(before, images)
     for name, found in eager(after, images).items():
@@ -172,10 +176,10 @@ def test_augmentation_can_be_left_out():
 def test_a_frozen_backbone_leaves_the_heads_and_thaws_as_a_whole():
     model = build_model("EfficientNetB0", 32)
     everything = {weights.path for weights in model.trainable_weights}
-    freeze_backbone(model)
+    backbone_of(model).trainable = False
     heads = {weights.path for weights in model.trainable_weights}
     assert {path.split("/")[0] for path in heads} == {"age_logits", "gender_logits"}
-    freeze_backbone(model, False)
+    backbone_of(model).trainable = True
     assert {weights.path for weights in model.trainable_weights} == everything
 
 
@@ -243,7 +247,7 @@ def test_drop_connect_rises_evenly_to_the_papers_rate(name):
         for stage, count in enumerate(repeats)
         for i in range(count)
     ]
-    backbone = build_backbone(name, 32)
+    backbone = make_backbone(name, 32)
     rates = {layer.name: layer.rate for layer in backbone.layers if layer.name.endswith("_drop")}
     # Only blocks that keep size and channels have a way around them.
     assert set(rates) == {place for place in places if place[6] != "a"}
@@ -255,7 +259,7 @@ def test_drop_connect_rises_evenly_to_the_papers_rate(name):
 
 
 def test_drop_connect_drops_whole_paths():
-    backbone = build_backbone("EfficientNetB0", 32)
+    backbone = make_backbone("EfficientNetB0", 32)
     layer = backbone.get_layer("block6d_drop")
     outputs = np.asarray(layer(np.ones((400, 1, 1, 7), np.float32), training=True))
     assert set(np.unique(outputs.min(axis=(1, 2, 3)) == 0)) == {True, False}
@@ -279,7 +283,7 @@ CLASSIFIER = 1280 * 1000 + 1000
 @pytest.mark.parametrize("name", LITE)
 def test_a_lite_network_is_the_published_one(name):
     repeats, millions = LITE[name]
-    backbone = build_backbone(name, 32)
+    backbone = make_backbone(name, 32)
     parameters = sum(int(np.prod(each.shape)) for each in backbone.trainable_weights)
     assert round((parameters + CLASSIFIER) / 1e6, 1) == millions
     names = [layer.name for layer in backbone.layers]
@@ -302,7 +306,7 @@ def test_a_lite_network_is_the_published_one(name):
 def test_lite0_s_weights_come_with_agelib():
     # With 32-bit weights, the features of the PyTorch network that they are from differ by at most
     # 3e-5; the 16 bits of the file move them by 0.085 at most, where they reach 6.0.
-    backbone = build_backbone("EfficientNetLite0", 224, "imagenet")
+    backbone = make_backbone("EfficientNetLite0", 224, "imagenet")
     image = cv2.resize(data.astronaut(), (224, 224), interpolation=cv2.INTER_AREA)
     pooled = eager(backbone, (image[None].astype(np.float32) - 127) / 128).mean(axis=(0, 1, 2))
     assert pooled.argsort()[-5:].tolist() == [667, 1112, 22, 283, 684]
@@ -323,10 +327,10 @@ def test_weights_that_agelib_lacks_are_to_be_made(name):
 
 def test_a_file_s_weights_are_those_of_the_network(tmp_path):
     keras.utils.set_random_seed(5)
-    other = build_backbone("EfficientNetLite1", 32)
+    other = make_backbone("EfficientNetLite1", 32)
     arrays = {str(i): each.astype(np.float16) for i, each in enumerate(other.get_weights())}
     np.savez(tmp_path / "lite1.npz", **arrays)
-    found = build_backbone("EfficientNetLite1", 32, str(tmp_path / "lite1.npz"))
+    found = make_backbone("EfficientNetLite1", 32, str(tmp_path / "lite1.npz"))
     for one, half in zip(found.get_weights(), arrays.values(), strict=True):
         np.testing.assert_array_equal(one, half.astype(np.float32))
 
@@ -343,7 +347,7 @@ def test_other_npz_files_are_refused(tmp_path, backbone, kind):
     elif kind != "missing":
         np.savez(path, **{"named" if kind == "named" else "0": np.zeros(3)})
     with pytest.raises(AgelibError, match=f"weights for {backbone} are not available") as caught:
-        build_backbone(backbone, 32, str(path))
+        make_backbone(backbone, 32, str(path))
     assert "network and" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -428,7 +432,7 @@ def test_weights_out_of_reach_are_one_sentence_with_a_way_out(weights):
 def test_trouble_without_weights_is_not_blamed_on_them(monkeypatch):
     monkeypatch.setattr(keras.models, "clone_model", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        build_backbone("EfficientNetB0", 32)
+        make_backbone("EfficientNetB0", 32)
 
 
 def test_a_misspelt_kind_of_weights_is_one_sentence():
@@ -439,10 +443,10 @@ def test_a_misspelt_kind_of_weights_is_one_sentence():
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
 def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path, monkeypatch):
     keras.utils.set_random_seed(5)
-    other = build_backbone("EfficientNetB0", 32)
+    other = make_backbone("EfficientNetB0", 32)
     path = tmp_path / "efficientnet-b0_noisy-student_notop.h5"
     other.save(path)
-    assert equal_weights(build_backbone("EfficientNetB0", 64, str(path)), other)
+    assert equal_weights(make_backbone("EfficientNetB0", 64, str(path)), other)
     asked = []
 
     def get_file(name, origin, **options):
@@ -450,7 +454,7 @@ def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path,
         return str(path)
 
     monkeypatch.setattr(tf.keras.utils, "get_file", get_file)
-    assert equal_weights(build_backbone("EfficientNetB0", 32, "noisy-student"), other)
+    assert equal_weights(make_backbone("EfficientNetB0", 32, "noisy-student"), other)
     [(name, origin)] = asked
     assert name == path.name
     assert origin.startswith("https://github.com/qubvel/efficientnet/releases/download/v0.0.1/")
@@ -459,6 +463,6 @@ def test_weights_from_an_h5_file_and_from_noisy_student_are_taken_over(tmp_path,
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
 def test_h5_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "b0.h5"
-    build_backbone("EfficientNetB0", 32).save(path)
+    make_backbone("EfficientNetB0", 32).save(path)
     with pytest.raises(AgelibError, match="weights for EfficientNetB1 are not available"):
-        build_backbone("EfficientNetB1", 32, str(path))
+        make_backbone("EfficientNetB1", 32, str(path))

@@ -100,7 +100,7 @@ def test_an_epoch_shows_every_face_at_most_once_where_all_weigh_the_same(order, 
 def test_faces_left_out_of_one_epoch_come_in_another(train_faces, even, numbers):
     # 13 batches of 20 leave 16 of the 276 faces over.
     assert len(train_faces) % 20 == 16
-    stream = train_batches(train_faces, even, 20, 64, 0).take(4 * (len(train_faces) // 20))
+    stream = train_batches(train_faces, even, 20, 64, 0, 0).take(4 * (len(train_faces) // 20))
     seen = {number for images, _ in stream for number in numbers(images.numpy())}
     assert len(seen) == len(train_faces)
 
@@ -110,7 +110,7 @@ def test_an_epoch_shows_each_face_as_often_as_its_weight_says(train_faces, numbe
     weights = np.where(np.arange(count) < 20, 3.0, 0.5)
     expected = weights * count / weights.sum()
     shown = np.zeros(count, int)
-    for images, _ in train_batches(train_faces, weights, 4, 64, 0).take(count // 4):
+    for images, _ in train_batches(train_faces, weights, 4, 64, 0, 0).take(count // 4):
         np.add.at(shown, numbers(images.numpy()), 1)
     assert shown.sum() == count // 4 * 4
     assert (shown <= np.ceil(expected)).all()
@@ -136,7 +136,7 @@ def test_images_are_rgb(val_faces):
 
 
 def test_targets_belong_to_their_images(train_faces, even, numbers):
-    for images, targets in train_batches(train_faces, even, BATCH, 64, 3).take(20):
+    for images, targets in train_batches(train_faces, even, BATCH, 64, 3, 0).take(20):
         found = numbers(images.numpy())
         ages = train_faces.age[found]
         assert targets["age"].numpy().tolist() == [[age, age] for age in ages]
@@ -155,7 +155,7 @@ def test_ordered_batches_give_every_face_once_in_order(val_faces):
 
 def test_a_range_has_its_ends_and_no_branch_if_it_is_in_several(val_faces):
     faces = val_faces.select(np.arange(4))
-    faces.index["age"], faces.index["age_high"] = [3, 13, 60, 30], [9, 14, 85, 30]
+    faces.age, faces.age_high = np.array([[3, 13, 60, 30], [9, 14, 85, 30]])
     [(_, targets)] = ordered_batches(faces, 4, 64)
     assert targets["age"].numpy().tolist() == [[3, 9], [13, 14], [60, 85], [30, 30]]
     assert targets["age_branch"].numpy().tolist() == [0, -1, 4, 2]
@@ -185,7 +185,7 @@ def test_images_are_resized_where_the_network_sees_another_size(val_faces, image
 
 def test_shapes_are_known_before_the_first_batch(train_faces, even):
     # Otherwise the training step is traced anew for each shape.
-    images, targets = train_batches(train_faces, even, BATCH, 64, 0).element_spec
+    images, targets = train_batches(train_faces, even, BATCH, 64, 0, 0).element_spec
     assert images.shape[1:] == (64, 64, 3)
     assert targets["age"].shape[1:] == (2,)
     assert targets["gender"].shape.rank == 1

@@ -14,10 +14,10 @@ from agelib.training import callbacks
 from agelib.training.callbacks import (
     Checkpoint,
     Progress,
-    Reseed,
     averaged_weights,
     averaging,
     best_weights_path,
+    reseeding,
 )
 from agelib.training.recipe import compile_model
 
@@ -47,9 +47,7 @@ def checkpoint(model, tmp_path):
 
 
 def random_outputs(model, seed, epoch):
-    reseed = Reseed(seed)
-    reseed.set_model(model)
-    reseed.on_epoch_begin(epoch)
+    reseeding(model, seed).on_epoch_begin(epoch, None)
     images = np.linspace(0, 255, 4 * 32 * 32 * 3, dtype=np.float32).reshape(4, 32, 32, 3)
     return np.asarray(model(images, training=True)["age"]), random_states(model)
 
@@ -83,9 +81,7 @@ def test_epochs_and_runs_differ_in_their_randomness(model):
 
 
 def test_every_random_layer_gets_another_seed(model):
-    reseed = Reseed(0)
-    reseed.set_model(model)
-    reseed.on_epoch_begin(0)
+    reseeding(model, 0).on_epoch_begin(0, None)
     states = random_states(model)
     assert len(states) > 2
     assert len(set(map(tuple, states))) == len(states)
@@ -235,7 +231,7 @@ bars = []
 
 def test_training_goes_on_without_a_bar(model, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, "tqdm", functools.partial(tqdm, disable=True))
-    progress = Progress(1, 1)
+    progress = Progress(1, 1, 0)
     progress.on_train_batch_end(0)
     progress.on_epoch_end(0, {"loss": 1.0})
     progress.close()

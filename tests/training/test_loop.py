@@ -372,7 +372,7 @@ def test_imagenet_s_weights_go_through_both_phases_and_load_without_agelib(sampl
         head_epochs=1,
         batch_size=1000,
     )
-    imagenet = build_backbone("EfficientNetLite0", 32, "imagenet")
+    imagenet = build_backbone("EfficientNetLite0", 32, "imagenet", 0.2)
     stood_still = []
 
     def look(history):
@@ -779,7 +779,7 @@ def test_faces_that_nearly_all_equal_held_out_ones_are_too_few(config, monkeypat
 def in_splits(table, splits):
     """Returns a table of people whose hashes put them into these splits."""
     names = np.array([f"person {i}" for i in range(10 * len(table))])
-    found = split_by_person(np.array([person_hash(name) for name in names]), 0.15)
+    found = split_by_person(np.array([person_hash(name) for name in names]), 0.15, 0)
     people = {split: iter(names[found == split].tolist()) for split in splits}
     return table.assign(person=[next(people[split]) for split in splits], split=splits)
 
