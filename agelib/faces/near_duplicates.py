@@ -1,8 +1,9 @@
 """Near-duplicates: faces that come from one photo.
 
 Data sets hold one photo several times: saved again, in grey, or cut out around another box. The
-correlation of their pixels at 10 x 10 rules out most pairs of faces. In the others one face is
-aligned with the other (shifted, turned, scaled) before their pixels are compared.
+correlation of their pixels at 10 x 10 rules out most pairs of faces. Of the rest, those are ruled
+out in which no small shift, turn or scaling could make one face of the other. In the others one
+face is aligned with the other before their pixels are compared.
 """
 
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ THRESHOLD = 0.985
 SIDE = 40  # pixels of a thumbnail
 _COARSE = 10  # pixels that all pairs are compared at
 _LEAST_CONTRAST = 2.0  # grey levels: below it a picture is blank but for noise
-_BLOCK = 2048  # rows and columns of correlations at a time, 16 MB
-# The correlation from which a pair is compared closely: first shifted, in 20 microseconds, then
-# turned and scaled too, in 100.
+_ROWS, _COLUMNS = 512, 8192  # correlations at a time, 16 MB
+# The correlation from which a pair is compared closely: first shifted, in 25 microseconds, then
+# turned and scaled too, in 90.
 _SIMILAR = 0.9
+# The correlation with the nearest small change, which takes 1 microsecond: above 0.96 in all 1,335
+# pairs in those four sets, and below 0.955 in 70 % of the others above `_SIMILAR`.
+_REACHABLE = 0.955
 _SHIFT = 3  # pixels, each way
 _BORDER = 4  # pixels that need not be on both photos
 _STEPS = (cv2.TERM_CRITERIA_COUNT, 2, 0)  # later ones oscillate
@@ -59,32 +63,66 @@ def near_duplicates(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
         same = [_is_one_photo(a[i], others[j]) for i, j in pairs]
         return pairs[np.array(same, bool)]
 
-    similar = _similar(_coarse(a), None if b is None else _coarse(b))
     with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV releases the GIL
-        blocks = map_ahead(pool, of_one_photo, similar, 2 * cpu_count())
+        blocks = map_ahead(pool, of_one_photo, _similar(a, b), 2 * cpu_count())
         return np.concatenate([np.empty((0, 2), np.int64), *blocks])
-
-
-def _coarse(thumbs: np.ndarray) -> np.ndarray:
-    """Returns pixels of mean 0 and length 1, float32 of shape (n, 100); zeros of a blank image."""
-    step = SIDE // _COARSE
-    pixels = thumbs.reshape(-1, _COARSE, step, _COARSE, step).mean((2, 4), dtype=np.float32)
-    pixels = pixels.reshape(-1, _COARSE**2)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return np.where(length < _LEAST_CONTRAST * _COARSE, 0, pixels / np.maximum(length, 1))
 
 
 def _similar(a: np.ndarray, b: np.ndarray | None) -> Iterator[np.ndarray]:
     """Yields the pairs to compare closely, in blocks: all correlations fill the memory."""
-    others = a if b is None else b
-    for row in range(0, len(a), _BLOCK):
-        for column in range(row if b is None else 0, len(others), _BLOCK):
-            block = a[row : row + _BLOCK] @ others[column : column + _BLOCK].T
+    others = _coarse(a if b is None else b)
+    columns, insides = _unit(others), _unit(_inside(others))
+    rows = columns if b is None else _unit(_coarse(a))
+    for row in range(0, len(rows), _ROWS):
+        tangents = _tangents(a[row : row + _ROWS])
+        for column in range(row if b is None else 0, len(columns), _COLUMNS):
+            block = rows[row : row + _ROWS] @ columns[column : column + _COLUMNS].T
             # Faster than np.nonzero of two dimensions.
             found = np.unravel_index(np.flatnonzero(block > _SIMILAR), block.shape)
             pairs = np.stack(found, axis=1) + np.array([row, column])
-            yield pairs if b is not None else pairs[pairs[:, 0] < pairs[:, 1]]
+            if b is None:
+                pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+            for start in range(0, len(pairs), _ROWS):
+                i, j = pairs[start : start + _ROWS].T
+                nearest = np.einsum("np,npk->nk", insides[j], tangents[i - row])
+                reachable = np.linalg.norm(nearest, axis=1) > _REACHABLE
+                yield pairs[start : start + _ROWS][reachable]
+
+
+def _coarse(pictures: np.ndarray) -> np.ndarray:
+    """Returns pictures of shape (n, 40, 40) at 10 x 10 pixels, float32."""
+    step = SIDE // _COARSE
+    return pictures.reshape(-1, _COARSE, step, _COARSE, step).mean((2, 4), dtype=np.float32)
+
+
+def _inside(pictures: np.ndarray) -> np.ndarray:
+    """Returns coarse pictures without the border that need not be on both photos."""
+    border = _BORDER * _COARSE // SIDE
+    return pictures[:, border:-border, border:-border]
+
+
+def _unit(pictures: np.ndarray) -> np.ndarray:
+    """Returns pixels of mean 0 and length 1, shape (n, pixels); zeros of a blank picture."""
+    pixels = pictures.reshape(len(pictures), np.prod(pictures.shape[1:]))
+    pixels = pixels - pixels.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(pixels, axis=1, keepdims=True)
+    pixels /= np.maximum(length, 1)
+    pixels[length[:, 0] < _LEAST_CONTRAST * pixels.shape[1] ** 0.5] = 0
+    return pixels
+
+
+def _tangents(thumbs: np.ndarray) -> np.ndarray:
+    """Returns orthonormal bases of all that small changes make of thumbnails: (n, 64, 7).
+
+    A shift, turn, scaling or shear adds multiples of the slopes, times a place, to a picture.
+    Simard et al., "Efficient Pattern Recognition Using a New Transformation Distance", NIPS 1992.
+    """
+    slopes = [_coarse(slope) for slope in np.gradient(thumbs.astype(np.float32), axis=(1, 2))]
+    y, x = np.indices((_COARSE, _COARSE), np.float32) / _COARSE - 0.5
+    changes = [_coarse(thumbs), *(slope * place for slope in slopes for place in (1, y, x))]
+    inside = np.stack([_inside(change) for change in changes], axis=-1)
+    inside = inside.reshape(len(thumbs), -1, len(changes))
+    return np.linalg.qr(inside - inside.mean(axis=1, keepdims=True)).Q
 
 
 def _is_one_photo(one: np.ndarray, other: np.ndarray) -> bool:

@@ -117,7 +117,7 @@ def build_backbone(
         raise AgelibError(
             f"{weights} weights for {name} are not part of agelib: use --weights none, or "
             "--backbone EfficientNetLite0 with --weights imagenet, or name as --weights an .npz "
-            "file that python -m agelib.model.imagenet made."
+            "file that python -m agelib.model.imagenet wrote (for Lite1 and Lite2)."
         )
     try:
         return _efficientnet(name, image_size, weights, drop_connect_rate)

@@ -116,13 +116,13 @@ def test_empty_frames_are_duplicates_of_nothing():
 
 
 def test_pairs_are_found_anywhere_in_a_large_set(rng):
-    thumbs = random_thumbnails(6000, rng)
-    copies = {(0, 1), (2047, 2048), (3, 4095), (4, 4096), (4097, 5998), (5, 5999)}
+    thumbs = random_thumbnails(9000, rng)
+    copies = {(0, 1), (511, 512), (3, 8191), (4, 8192), (8193, 8998), (5, 8999)}
     for first, second in copies:
         thumbs[second] = thumbs[first]
     assert as_set(near_duplicates(thumbs)) == copies
-    between = {(second - 4096, first) for first, second in copies if first < 4096 <= second}
-    assert as_set(near_duplicates(thumbs[4096:], thumbs[:4096])) == between
+    between = {(second - 8192, first) for first, second in copies if first < 8192 <= second}
+    assert as_set(near_duplicates(thumbs[8192:], thumbs[:8192])) == between
 
 
 def test_every_pair_of_several_copies_counts_once(rng):

