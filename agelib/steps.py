@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from agelib import AgelibError, disk, plots, training
+from agelib import AgelibError, disk_errors, plots, training
 from agelib.config import Config, checkpoint_path
 from agelib.datasets import archives, sample
 from agelib.datasets import download as downloading
@@ -56,7 +56,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
     """
     faces, remote = config.faces / name, config.drive / "faces" / name
     yours = _is_yours(name, config)
-    with disk.reading(remote):
+    with disk_errors.reading(remote):
         if (remote / MANIFEST).exists() and not yours:
             config.crop.check(read_crop(remote), remote, faces)
     pull_set(name, config)
@@ -78,7 +78,7 @@ def clean(name: str, config: Config) -> dict[str, Any]:
 def _pull_archive(name: str, config: Config) -> None:
     folder = config.drive / "archives"
     check_mounted(folder)
-    with disk.reading(folder):
+    with disk_errors.reading(folder):
         found = find_dataset(name).archive.find_in(folder)
         pushed = [path for path in found if sync.holds(path)]
     if pushed and not (config.raw / pushed[0].name).exists():
@@ -154,7 +154,7 @@ def train(
     pull_run(config)
     folder, remote = config.run_folder, _run_on_drive(config)
     product, pushed = folder / "model.keras", remote / "model.keras"
-    with disk.reading(remote):
+    with disk_errors.reading(remote):
         finished = product.exists() and sync.holds(pushed) and pushed.exists()
     backup = Backup(folder, remote)
 
@@ -231,7 +231,7 @@ def pull_set(name: str, config: Config) -> None:
     if not sync.holds(remote):
         return
     here, there = faces / MANIFEST, remote / MANIFEST
-    with disk.reading(remote):
+    with disk_errors.reading(remote):
         # Without both, one set is unfinished; shards of other settings are refused later.
         both = here.exists() and there.exists()
         fits = here.read_bytes() == there.read_bytes() if both else not here.exists()
@@ -242,7 +242,7 @@ def pull_set(name: str, config: Config) -> None:
 def pull_run(config: Config) -> None:
     """Fetches the run from Drive if it got further there than here."""
     remote = _run_on_drive(config)
-    with disk.reading(remote):
+    with disk_errors.reading(remote):
         if sync.holds(remote) and _progress(remote) > _progress(config.run_folder):
             sync.pull(remote, config.run_folder)
 

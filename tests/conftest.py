@@ -66,7 +66,7 @@ def colab(tmp_path, monkeypatch):
     """A stand-in for Colab, whose Drive is a folder here, and not mounted."""
     point = tmp_path / "content" / "drive"
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr("agelib.disk.MOUNT_POINT", str(point))
+    monkeypatch.setattr("agelib.disk_errors.MOUNT_POINT", str(point))
     monkeypatch.setattr(Config, "drive", property(lambda _: point / "MyDrive" / "age_gender"))
     calls = []
     google, module = ModuleType("google"), ModuleType("google.colab")

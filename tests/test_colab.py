@@ -16,7 +16,7 @@ from colab.rehearsal import Outcome, Rehearsal, uncommitted
 from colab.table import show
 from tqdm import tqdm
 
-from agelib import AgelibError, disk
+from agelib import AgelibError, disk_errors
 from agelib.config import Config
 from agelib.drive import mounting
 
@@ -202,7 +202,7 @@ def test_agelib_says_what_to_do_when_mounting_fails(monkeypatch, tmp_path, failu
     monkeypatch.setitem(sys.modules, "google.colab", package)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "rehearsal")
     monkeypatch.setenv("REHEARSAL_MOUNT", failure)
-    monkeypatch.setattr(disk, "MOUNT_POINT", str(tmp_path / "drive"))
+    monkeypatch.setattr(disk_errors, "MOUNT_POINT", str(tmp_path / "drive"))
     with pytest.raises(AgelibError, match=advice):
         mounting.mount(Config.from_profile("sample", data=tmp_path))
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("", "labels", "backbones", "backend"),
     ("config",),
     ("files",),
-    ("disk",),
+    ("disk_errors",),
     ("drive", "datasets"),
     ("faces",),
     ("model",),

@@ -10,7 +10,7 @@ import pytest
 import requests
 from conftest import write_zip
 
-from agelib import AgelibError, disk, steps
+from agelib import AgelibError, disk_errors, steps
 from agelib.config import PROFILES, Config, checkpoint_path
 from agelib.datasets import download as downloading
 from agelib.datasets import tables, transfer
@@ -370,7 +370,7 @@ def test_a_drive_that_cannot_be_read_is_a_sentence(next_machine, no_work, monkey
 
         return fail
 
-    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
+    monkeypatch.setattr(disk_errors.time, "sleep", lambda _: None)
     monkeypatch.setattr(Path, "stat", failing(stat))
     monkeypatch.setattr(Path, "read_bytes", failing(read))
     with pytest.raises(AgelibError, match=r"could not be .*\(Input/output error\): see whether"):

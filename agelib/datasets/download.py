@@ -13,7 +13,7 @@ from agelib.config import Config
 from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
 from agelib.datasets.registry import DATASETS, DataSet, find_dataset
-from agelib.disk import explain, explained, is_full
+from agelib.disk_errors import explain, explained, is_full
 from agelib.files import read_json, write_json
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"

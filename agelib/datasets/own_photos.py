@@ -14,7 +14,7 @@ import pandas as pd
 
 from agelib import AgelibError, first_line
 from agelib.datasets.archives import LABELS, metadata_path
-from agelib.disk import explained, reading, retrying
+from agelib.disk_errors import explained, reading, retrying
 from agelib.files import IMAGE_SUFFIXES, find_files
 from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
 

@@ -16,7 +16,7 @@ from agelib.config import Config
 from agelib.datasets.archives import Archive
 from agelib.datasets.own_photos import read_labelled
 from agelib.datasets.readers import read_imdb_wiki, read_utkface
-from agelib.disk import on_google
+from agelib.disk_errors import on_google
 
 _IMDB_WIKI = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki"
 

@@ -14,7 +14,7 @@ import requests
 from tqdm import tqdm
 
 from agelib.datasets.archives import metadata_path
-from agelib.disk import need_space, retrying
+from agelib.disk_errors import need_space, retrying
 from agelib.files import atomic, read_json, remove_partials, write_json
 
 _PAUSES = (1, 2, 4, 8)  # seconds, while nothing more arrives

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from agelib import first_line
 from agelib.datasets.archives import LABELS, Archive
-from agelib.disk import need_space
+from agelib.disk_errors import need_space
 from agelib.files import hash_file, is_hidden
 
 # Algorithm and hexadecimal digest of a file for which they are known.

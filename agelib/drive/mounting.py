@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from agelib import AgelibError, disk, first_line
+from agelib import AgelibError, disk_errors, first_line
 from agelib.config import Config, on_colab
 
 _RESTART = "choose Runtime > Restart session, and run the notebook from the top"
@@ -65,8 +65,8 @@ def flush() -> None:
 
 def check_mounted(remote: Path) -> None:
     """Raises AgelibError where Google Drive should be mounted and a plain folder lies instead."""
-    point = disk.MOUNT_POINT
-    if disk.on_google(remote) and not os.path.ismount(point):
+    point = disk_errors.MOUNT_POINT
+    if disk_errors.on_google(remote) and not os.path.ismount(point):
         raise AgelibError(
             f"Google Drive is not mounted at {point} (any more), so {remote} would not last: run "
             "the notebook's cell with drive.mount(config) first, since the command line on Colab "
@@ -78,17 +78,17 @@ def _mount_google(folder: Path) -> None:
     from google.colab import drive
 
     try:
-        if not os.path.ismount(disk.MOUNT_POINT):
-            drive.mount(disk.MOUNT_POINT)
-        if not os.path.ismount(disk.MOUNT_POINT):
+        if not os.path.ismount(disk_errors.MOUNT_POINT):
+            drive.mount(disk_errors.MOUNT_POINT)
+        if not os.path.ismount(disk_errors.MOUNT_POINT):
             # A folder MyDrive that something wrote there passes for a mounted Drive.
             raise ValueError("Mountpoint must not already contain files")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if not disk.is_disconnected(error):
+        if not disk_errors.is_disconnected(error):
             raise
         # Drive passes for mounted as long as its folder can be seen, alive or not.
-        drive.mount(disk.MOUNT_POINT, force_remount=True)
+        drive.mount(disk_errors.MOUNT_POINT, force_remount=True)
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -99,12 +99,12 @@ def _reason(error: Exception) -> str:
 
 
 def _advice(error: Exception) -> str:
-    point = Path(disk.MOUNT_POINT)
+    point = Path(disk_errors.MOUNT_POINT)
     said = f"{type(error).__name__} {error}".lower()
-    if disk.is_disconnected(error):
+    if disk_errors.is_disconnected(error):
         return f"the connection broke, and mounting again did not mend it: {_RESTART}"
     if isinstance(error, OSError):
-        return f"{disk.advice(error, point)}, then run this cell again"
+        return f"{disk_errors.advice(error, point)}, then run this cell again"
     if "must not already contain files" in said:
         return _how_to_empty(point)
     for signs, advice in _ADVICE.items():

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from agelib import AgelibError
 from agelib.config import on_colab
-from agelib.disk import explained, need_space, reading, retrying
+from agelib.disk_errors import explained, need_space, reading, retrying
 from agelib.drive.mounting import check_mounted
 from agelib.files import atomic, find_files, remove_partials, sha256
 

@@ -26,7 +26,7 @@ from agelib.config import Config, Crop
 from agelib.datasets import tables
 from agelib.datasets.own_photos import is_user_folder
 from agelib.datasets.registry import images_folder
-from agelib.disk import need_space, reading, retrying
+from agelib.disk_errors import need_space, reading, retrying
 from agelib.faces import shards
 from agelib.faces.crop import PORTRAIT_CANVAS, crop_images
 from agelib.faces.images import Rejected

@@ -19,7 +19,7 @@ import pytest
 import requests
 from conftest import answering, kaggle_layout, serving, write_zip
 
-from agelib import AgelibError, disk, files
+from agelib import AgelibError, disk_errors, files
 from agelib.config import Config
 from agelib.datasets import download, transfer
 from agelib.datasets.download import find_sha256
@@ -114,7 +114,7 @@ def assert_readable(caught):
 def pauses(monkeypatch):
     """The seconds that a download would have waited; nobody waits."""
     seconds = []
-    monkeypatch.setattr(disk.time, "sleep", seconds.append)
+    monkeypatch.setattr(disk_errors.time, "sleep", seconds.append)
     return seconds
 
 
@@ -317,7 +317,7 @@ def test_a_copy_that_is_cut_off_leaves_nothing_behind(home, config, monkeypatch)
 
 
 def test_no_space_is_noticed_before_the_copy(home, config, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("wiki", config)
     assert listing(config.raw) == []
@@ -510,7 +510,7 @@ def test_a_disk_that_fills_up_with_what_kaggle_gives_is_named(
 
 def test_no_space_is_noticed_before_utkface_is_written(home_says, kaggle, config, monkeypatch):
     home_says(bytes(2000))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("utkface", config)
     assert kaggle.asked == []
@@ -879,7 +879,7 @@ def test_a_wrong_checksum_lets_the_next_try_start_clean(line, config):
 
 
 def test_no_space_is_noticed_before_the_first_byte_is_written(line, config, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.fetch("wiki", config)
     assert not (config.raw / "wiki_crop.tar.part").exists()
@@ -931,7 +931,7 @@ def test_extracting_nothing_names_the_notebook(config):
 
 def test_no_space_is_noticed_before_extracting(config, monkeypatch):
     write_tar(config.raw / "wiki_crop.tar", WIKI)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(AgelibError, match="are free: make room"):
         download.extract("wiki", config)
     assert not (config.raw / "wiki_crop").exists()

@@ -2,7 +2,7 @@ import pytest
 import requests
 from conftest import answering, serving
 
-from agelib import disk
+from agelib import disk_errors
 from agelib.datasets import transfer
 
 
@@ -10,7 +10,7 @@ from agelib.datasets import transfer
 def straight(monkeypatch):
     """No proxy stands between the tests and this machine's servers, and nobody waits."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
+    monkeypatch.setattr(disk_errors.time, "sleep", lambda _: None)
 
 
 def accept(path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import kaggle_layout, write_zip
 
-from agelib import AgelibError, disk
+from agelib import AgelibError, disk_errors
 from agelib.datasets.archives import Archive
 from agelib.datasets.readers import read_utkface
 from agelib.datasets.registry import DATASETS
@@ -152,7 +152,7 @@ def test_a_file_must_have_its_checksum(tmp_path):
 
 def test_no_space_is_noticed_before_anything_is_written(tmp_path, target, monkeypatch):
     source = write_zip(tmp_path / "a.zip", kaggle_layout(IMAGES))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
     with pytest.raises(AgelibError, match="are free: make room"):
         unpack(source, UTKFACE, target)
     assert list(target.parent.iterdir()) == []

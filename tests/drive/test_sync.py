@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError, disk, files
+from agelib import AgelibError, disk_errors, files
 from agelib.drive import sync
 from agelib.drive.sync import Backup, push_finished
 from agelib.files import sha256
@@ -366,21 +366,21 @@ def test_a_pull_that_is_cut_off_leaves_no_half_file(pushed, fresh, monkeypatch):
 
 
 def test_no_space_on_drive_is_noticed_before_copying(local, remote, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     monkeypatch.setattr(shutil, "copyfile", no_copying)
     with pytest.raises(AgelibError, match="are free: make room"):
         sync.push(local, remote)
 
 
 def test_no_space_here_is_noticed_before_copying(pushed, fresh, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     monkeypatch.setattr(shutil, "copyfile", no_copying)
     with pytest.raises(AgelibError, match="are free: make room"):
         sync.pull(pushed, fresh)
 
 
 def test_a_full_drive_does_not_matter_when_all_is_there(local, pushed, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert sync.push(local, pushed) == []
 
 
@@ -483,7 +483,7 @@ def test_off_colab_a_folder_of_that_name_is_a_folder(unmounted, local, monkeypat
 @pytest.fixture
 def faulty(colab, monkeypatch):
     """A mounted Google Drive of which the n-th call fails, alone or with all after it."""
-    return FaultyDrive(Path(disk.MOUNT_POINT), monkeypatch)
+    return FaultyDrive(Path(disk_errors.MOUNT_POINT), monkeypatch)
 
 
 class FaultyDrive:
@@ -502,7 +502,7 @@ class FaultyDrive:
         self.point, self.count = str(point), 0
         self.failing = lambda count: False
         self.error = 0
-        monkeypatch.setattr(disk.time, "sleep", lambda _: None)
+        monkeypatch.setattr(disk_errors.time, "sleep", lambda _: None)
         monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == self.point)
         for place, name in self.CALLS:
             monkeypatch.setattr(place, name, self._watched(getattr(place, name)))
@@ -688,7 +688,7 @@ def test_off_colab_the_advice_is_not_about_google(local, remote, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(disk.time, "sleep", lambda _: None)
+    monkeypatch.setattr(disk_errors.time, "sleep", lambda _: None)
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(AgelibError, match="see whether the disk or its connection is at fault"):
         sync.push(local, remote)

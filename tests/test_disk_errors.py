@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from agelib import AgelibError, disk
-from agelib.disk import explained, reading, retrying
+from agelib import AgelibError, disk_errors
+from agelib.disk_errors import explained, reading, retrying
 
 
 @pytest.fixture
 def pauses(monkeypatch):
     """The pauses that were made, in seconds; none takes any time."""
     made = []
-    monkeypatch.setattr(disk.time, "sleep", made.append)
+    monkeypatch.setattr(disk_errors.time, "sleep", made.append)
     return made
 
 
@@ -85,9 +85,9 @@ def test_the_advice_suits_the_error_and_the_place(colab, tmp_path, number, googl
 
 
 def test_off_colab_no_place_is_on_google_drive(colab, monkeypatch):
-    assert disk.on_google(colab.point / "MyDrive")
+    assert disk_errors.on_google(colab.point / "MyDrive")
     monkeypatch.delenv("COLAB_RELEASE_TAG")
-    assert not disk.on_google(colab.point / "MyDrive")
+    assert not disk_errors.on_google(colab.point / "MyDrive")
     assert "Google" not in sentence(errno.EIO, colab.point / "MyDrive")
 
 
@@ -118,19 +118,21 @@ def test_reading_names_the_place(tmp_path):
 
 
 def test_need_space_names_both_sizes(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000))
+    monkeypatch.setattr(
+        disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000_000)
+    )
     with pytest.raises(
         AgelibError, match=r"7,000\.0 MB are needed, 2,500\.0 MB are free: make room"
     ):
-        disk.need_space(tmp_path, 7_000_000_000)
+        disk_errors.need_space(tmp_path, 7_000_000_000)
 
 
 def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    disk.need_space(tmp_path / "new", 1000)
+    monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    disk_errors.need_space(tmp_path / "new", 1000)
     assert (tmp_path / "new").is_dir()
     with pytest.raises(AgelibError, match="are free"):
-        disk.need_space(tmp_path / "new", 1001)
+        disk_errors.need_space(tmp_path / "new", 1001)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_need_space_is_content_with_just_enough(tmp_path, monkeypatch):
     ],
 )
 def test_a_full_disk_is_told_from_other_troubles(error, full):
-    assert disk.is_full(error) == full
+    assert disk_errors.is_full(error) == full
 
 
 def test_work_that_gets_further_is_tried_again_at_once(pauses):
