@@ -287,7 +287,7 @@ def _data_table(card: dict[str, Any]) -> pd.DataFrame:
         f"[{name}]({known['home']})" if known["home"] else name: {
             "licence": known["licence"],
             **{split: f"{known['faces'].get(split, 0):,}" for split in ("train", "val", "test")},
-            "near-duplicates left out": f"{left_out.get(name, 0):,}",
+            "of train, left out as near-duplicates": f"{left_out.get(name, 0):,}",
         }
         for name, known in sorted(card["data"].items())
     }
