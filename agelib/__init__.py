@@ -1,9 +1,9 @@
 """Age and gender estimation from face photos, from raw archives to a model one can use.
 
 The rooms follow the notebooks, and a room knows only those before it: `datasets` and `drive`,
-`faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`,
-`backbones`, `config`, `files`, `disk` and `backend`, above them `plots`, `steps` and `commands`:
-the story in order, as the notebooks and `python -m agelib` tell it.
+`faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`, `backbones`,
+`config`, `files`, `disk_errors` and `backend`, above them `plots`, `steps` and `commands`: the
+story in order, as the notebooks and `python -m agelib` tell it.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
@@ -35,10 +35,16 @@ def first_line(error: Exception) -> str:
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """Returns a sentence about a package that is not installed, and how to install it."""
+    """Returns a sentence about a package that is not installed, and how to install it.
+
+    Raises the error itself if a module of agelib is missing, which no installation would mend.
+    """
+    if error.name and error.name.split(".")[0] == __name__:
+        raise error
+    missing = f"The package {error.name} is not installed" if error.name else first_line(error)
     return (
-        f"The package {error.name} is not installed: run python -m pip install -r requirements.txt "
-        "in the project's folder (if you have a virtual environment, activate it first)."
+        f"{missing}: run python -m pip install -r requirements.txt in the project's folder (if you "
+        "have a virtual environment, activate it first)."
     )
 
 

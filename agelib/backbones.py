@@ -22,7 +22,7 @@ class Backbone:
     size: int  # pixels per side of the images that it was designed for
     multiply_adds: float  # for one such image
     lite: bool = False  # no squeeze-and-excitation, ReLU6, first and last layers unscaled
-    # Of the pixels, 0 to 255, that its ImageNet weights were trained with.
+    # The pixels' mean and deviation (0 to 255) in its ImageNet training.
     mean: _Channels = (123.675, 116.28, 103.53)
     deviation: _Channels = (58.395, 57.12, 57.375)
     # A .npz file of its ImageNet weights; those of all but the Lite models are downloaded.

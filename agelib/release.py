@@ -100,14 +100,14 @@ it square, and add {margin:g} box widths on each side. The output is a probabili
 
 ## How it was made
 
-This command prepares the faces and trains the model. [The page about data](../../data/README.md)
-says which data sets you must get yourself.
+These are the settings that prepare the faces and train the model, as a command.
+[The page about data](../../data/README.md) says which data sets you must get yourself.
 
 ```
 {command}
 ```
 
-On Windows, write this in one line, without the backslashes.
+On Windows, write each command in one line, without the backslashes.
 
 - Training took {duration}. The seed is {seed}.
 - The machine: {hardware}.

@@ -268,3 +268,14 @@ def test_a_script_is_told_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(AgelibError, match="The package pandas is not installed"):
         _ = agelib.steps
+
+
+def test_a_missing_module_of_agelib_is_no_missing_package():
+    error = ModuleNotFoundError("No module named 'agelib.old'", name="agelib.old")
+    with pytest.raises(ModuleNotFoundError, match=r"agelib\.old"):
+        agelib.missing_package(error)
+
+
+def test_a_missing_package_without_a_name_is_quoted():
+    said = agelib.missing_package(ModuleNotFoundError("No module named 'x'"))
+    assert said.startswith("No module named 'x': run python -m pip install")

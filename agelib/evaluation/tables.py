@@ -135,7 +135,7 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
 
 
 def estimates_table(faces: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Returns a row for each of `faces`, which have `paths` beside what `breakdown` takes.
+    """Returns a table with a row for each face: its labels, estimates and probabilities.
 
     The columns are `path`, true `age` (the lowest of a range, with `age_to`, the highest),
     `age_branch` (not for ranges that cross branches), `gender` and `race` (empty where unknown),

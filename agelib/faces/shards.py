@@ -131,12 +131,12 @@ class FaceSet:
     Attributes:
         crop_size: Pixels per side of each face.
         index: The shards' entries, see `index_type`.
-        age: Whole years, the lowest of a range, int64 of shape (n,), as all that follow.
-        age_high: The highest year of a range, equal to an exact `age`.
-        gender: 0 Male, 1 Female.
-        race: Numbers the names in `races`, -1 where unknown.
-        source: Numbers the data sets in `sources`.
-        person: Hashes that say whose face it is; these are uint64.
+        age: Whole years, the lowest of a range, int64 of shape (n,).
+        age_high: The highest year of a range, equal to an exact `age`, int64 of shape (n,).
+        gender: 0 Male, 1 Female, int64 of shape (n,).
+        race: Indices of the names in `races`, -1 where unknown, int64 of shape (n,).
+        source: Indices of the data sets in `sources`, int64 of shape (n,).
+        person: Hashes that say whose face it is, uint64 of shape (n,).
     """
 
     def __init__(self, folders: Sequence[Path], split: str):

@@ -50,8 +50,9 @@ class _RandomLayer(keras.layers.Layer):
 class RandomLight(_RandomLayer):
     """Varies the light of each image: exposure, gamma, colour, contrast.
 
-    Every fourth image is made darker, down to the exposure `darkest`. The others are the largest
-    changes: of gamma's logarithm, of a channel's gain, of the distance from the mean.
+    Every fourth image is made darker, down to the exposure `darkest`. `gamma`, `colour` and
+    `contrast` are the largest changes of gamma's logarithm, of a channel's gain, and of the
+    distance from the mean.
     """
 
     def __init__(self, darkest: float, gamma: float, colour: float, contrast: float, **kwargs: Any):

@@ -27,7 +27,8 @@ def build_model(
     It takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3), and with `augment` varies
     it in training. It gives a dict of probabilities: `age` (batch, 85) for the years 1 to 85,
     `age_branch` (batch, 5), their sums over each branch, and `gender` (batch, 2). `precision` is
-    Keras' name of one. Raises AgelibError if the weights are not available or do not fit.
+    a Keras dtype policy, such as "mixed_float16". Raises AgelibError if the weights are not
+    available or do not fit.
     """
     weights = str(PRETRAINED) if weights == "agelib" else weights
     whole = str(weights).endswith(".keras")

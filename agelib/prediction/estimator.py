@@ -41,8 +41,8 @@ class Estimate:
     Attributes:
         face: As the detector found it.
         box: Where it is in the photo.
-        ages: Probabilities of the years 1 to 85, float of shape (85,); closer to each other, as the
-            others are, where the face is blurred.
+        ages: Probabilities of the years 1 to 85, float of shape (85,); softened, as the others are,
+            where the face is blurred.
         branches: Probabilities of the five age branches, float of shape (5,).
         genders: Probabilities of Male and Female, float of shape (2,).
         quality: What makes the estimate doubtful, of "small", "dark", "blurred" and "turned".
@@ -163,8 +163,7 @@ class Estimator:
     def predict_all(self, photos: Iterable[Photo]) -> Iterator[tuple[Photo, list[Estimate]]]:
         """Yields each photo, in order, and its estimates; none for one that could not be read.
 
-        They are judged in batches: while one is judged in a thread of its own, the next is read
-        here, where the memory of large photos is used again.
+        While a thread judges one batch, the caller's thread reads the next.
 
         Args:
             photos: From `agelib.prediction.photos.read_photos`, for example.

@@ -104,7 +104,8 @@ crop: the face's box made square around its middle (its longer side), widened by
   {crop.size} pixels, then to {size} (averaged where it shrinks, else bicubic)
 output: age (batch, 85), the probabilities of the years 1 to 85; age_branch (batch, 5): of
   {", ".join(BRANCH_NAMES)}; gender (batch, 2): of {" and ".join(GENDERS)}
-agelib takes the mean of a face and its mirror image, and of `age` the median year:
+agelib takes the mean of a face and its mirror image (and makes the probabilities of a blurred face
+more equal), and of `age` the median year:
 
   import numpy as np
   import tensorflow as tf

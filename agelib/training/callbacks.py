@@ -63,8 +63,11 @@ class Progress(keras.callbacks.Callback):
 class Checkpoint(keras.callbacks.Callback):
     """Saves each finished epoch in the run's folder, and the averaged weights of the best one.
 
-    An epoch is appended to `history`, which `on_epoch` gets then; its seconds are added to those in
-    `metadata`, the checkpoint's without the history.
+    Args:
+        folder: The run's.
+        history: A row for each finished epoch; new ones are appended.
+        metadata: What the checkpoint says about itself; the `seconds` of each epoch are added.
+        on_epoch: Called with the history after each epoch is saved.
     """
 
     def __init__(

@@ -4,8 +4,8 @@
 
 Takes real images where AGELIB_MIRROR names a folder with the archives, else the sample's. Prints
 how many times as fast agelib is, and how far both agree on the faces. Then two worker processes
-against one, and against two that each clean all of it alone. Lines that begin with "bar" are what
-agelib promises itself.
+against one, and against two that each clean all of it alone. Lines that begin with "bar" compare
+a figure with its target.
 """
 
 import argparse

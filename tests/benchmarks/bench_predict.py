@@ -1,6 +1,6 @@
 """Photos to ages and genders: agelib against two other ways, in one process.
 
-    python tests/benchmarks/bench_predict.py [--repeats 5] [--small 1000] [--large 100]
+    python tests/benchmarks/bench_predict.py [--repeats 9] [--small 1000] [--large 100]
 
 The photos are made of a public-domain portrait: one face, and ten. Against it run (a) the usual
 loop, the mtcnn package on the whole photo and then `model.predict` on one crop after the other,
@@ -136,7 +136,7 @@ def write_folder(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]
 
 def compare_folder(estimator: Estimator, detector, paths: list[Path]) -> dict[str, np.ndarray]:
     """Prints rates, and returns what a photo takes in each way, as `clocks` does."""
-    few = paths[: max(1, len(paths) // 50)]
+    few = paths[: max(5, len(paths) // 50)]
     list(crop_images(few, estimator.crop, shared=False))  # which compiles, as the next line does
     estimator.predict(few[0])
     moments = [clocks()]
@@ -162,7 +162,7 @@ def compare_folder(estimator: Estimator, detector, paths: list[Path]) -> dict[st
 
 
 def bar(name: str, values: np.ndarray, wanted: str) -> None:
-    """Prints what agelib promises itself, and what it is."""
+    """Prints a figure beside its target."""
     time_, processor = values
     print(
         f"bar: {name}: {time_:.2f}, in processor time {processor:.2f} (wanted: {wanted})",
