@@ -65,20 +65,26 @@ def test_all_age_faces(raw):
 
 def test_appa_real(raw):
     folder = raw / "appa-real"
-    for i, split in enumerate(("train", "valid", "test")):
-        for j in range(2):
-            write(folder / split / f"00000{i}{j}.jpg")
-            write(folder / split / f"00000{i}{j}.jpg_face.jpg")
-        ages = f"00000{i}0.jpg,38,4.7,2.0,{5 + i}\n00000{i}1.jpg,38,30.1,2.0,{50 + i}\n"
-        head = "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
-        write(folder / f"gt_avg_{split}.csv", head + ages)
-        genders = f"00000{i}1.jpg,female,asian\n00000{i}0.jpg,male,caucasian\n"
-        write(folder / f"allcategories_{split}.csv", "file,gender,race\n" + genders)
+    for part, (split, count) in enumerate({"train": 30, "valid": 30, "test": 10}.items()):
+        files = [f"{part}{i:05}.jpg" for i in range(count)]
+        for file in files:
+            write(folder / split / file)
+            write(folder / split / f"{file}_face.jpg")
+        ages = pd.DataFrame(
+            {"file_name": files, "apparent_age_avg": 4.7, "real_age": range(1, count + 1)}
+        )
+        ages.to_csv(folder / f"gt_avg_{split}.csv", index=False)
+        women = pd.DataFrame({"file": files[::-1], "gender": ["female", "male"] * (count // 2)})
+        women.to_csv(folder / f"allcategories_{split}.csv", index=False)
     make_labels("appa-real")
     table = read_table("appa-real", settings("appa-real")).query("reject == ''")
-    assert table["age"].tolist() == [5, 50, 6, 51, 7, 52]
-    assert table["gender"].tolist() == [0, 1] * 3
-    assert table["split"].tolist() == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+    assert table["path"].str.match(r"(train|valid|test)/\d{6}\.jpg$").all()
+    assert (table["age"] == table["path"].str[-9:-4].astype(int) + 1).all()
+    assert (table["gender"] == 1 - table["age"] % 2).all()
+    of_test = table["path"].str.startswith("test/")
+    assert (of_test == (table["split"] == "test")).all()
+    for folder in ("train/", "valid/"):  # both are learned from, and agelib takes val from both
+        assert set(table["split"][table["path"].str.startswith(folder)]) == {"train", "val"}
 
 
 @pytest.fixture
