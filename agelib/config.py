@@ -39,8 +39,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     "imdb-wiki": {**_PAPER, "train_sources": ("wiki", "imdb")},
     "own": _OWN,
 }
-# Settings that may change while a run goes on: none of them reaches the model.
-UNRELATED_TO_TRAINING = ("profile", "run", "test_sources")
 WEIGHTS = ("imagenet", "noisy-student", "agelib")
 PRETRAINED_BACKBONE = "EfficientNetLite0"
 WEIGHT_FILES = (".keras", ".h5", ".npz")
@@ -210,6 +208,11 @@ class Config:
             (32 <= (self.image_size or 32) <= 600, "image_size", "from 32 to 600 pixels"),
             (0 <= self.margin <= 2, "margin", "from 0 to 2 box widths"),
             (0 < self.val_fraction <= 0.5, "val_fraction", "above 0 and up to 0.5"),
+            (
+                self.val_fraction < 0.5 or not set(self.train_sources) & set(self.test_sources),
+                "val_fraction",
+                "below 0.5 for a set to train and to test on",
+            ),
             (self.epochs >= 1, "epochs", "1 or more"),
             (0 <= head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
             (self.new_heads or not head_epochs, "head_epochs", "0 unless weights are ImageNet's"),
@@ -219,6 +222,11 @@ class Config:
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
             (_are_folder_names((self.run,)), "run", "a plain name without slashes"),
+            (
+                self.run != "agelib",
+                "run",
+                "another name, as this one stands for the pretrained model",
+            ),
         ]
 
     @classmethod
@@ -238,6 +246,12 @@ class Config:
     def new_heads(self) -> bool:
         """Whether the weights are a backbone's only, such as ImageNet's."""
         return self.weights not in (None, "agelib") and Path(self.weights).suffix != ".keras"
+
+    @property
+    def unrelated_to_training(self) -> tuple[str, ...]:
+        """Settings that may change while a run goes on: none of them reaches the model."""
+        # Train faces that nearly equal a test face are left out.
+        return ("profile", "run", *(("test_sources",) if self.keep_near_duplicates else ()))
 
     @property
     def folder(self) -> Path:
@@ -280,7 +294,7 @@ class Config:
         """Folder or URL to take archives from instead of their homes."""
         if self.profile == "sample":
             return str(self.folder / "mirror")
-        return os.environ.get("AGELIB_MIRROR") or None
+        return os.path.expanduser(os.environ.get("AGELIB_MIRROR", "")) or None
 
     @property
     def sources(self) -> tuple[str, ...]:

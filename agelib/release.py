@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, __version__
-from agelib.config import UNRELATED_TO_TRAINING, Config
+from agelib.config import Config
 from agelib.datasets.registry import find_dataset
 from agelib.evaluation.evaluate import score_model
 from agelib.evaluation.tables import (
@@ -31,7 +31,7 @@ from agelib.evaluation.tables import (
 from agelib.faces.shards import read_manifest
 from agelib.files import atomic, sha256, write_json
 from agelib.labels import BRANCH_NAMES
-from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, earlier_runs, load_model, save_model
 
 if TYPE_CHECKING:  # loading it would load TensorFlow
     from agelib.backend import keras
@@ -101,7 +101,8 @@ it square, and add {margin:g} box widths on each side. The output is a probabili
 ## How it was made
 
 These are the settings that prepare the faces and train the model, as a command.
-[The page about data](../../data/README.md) says which data sets you must get yourself.
+[The page about data](../../data/README.md) says which data sets you must get
+yourself, and has the lines that make their `labels.csv`.
 
 ```
 {command}
@@ -160,11 +161,17 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     model, metadata = load_model(config.run_folder / "model.keras")
     _check_metadata(config, metadata)
     _round_weights(model)
+    before = earlier_runs(metadata)
     splits, tests, _ = score_model(model, metadata, config)
+    if seen := [name for name, scores in tests.items() if "also_trained_on" in scores]:
+        raise AgelibError(
+            f"Run {config.run} began with a model that was trained on test faces of "
+            f"{' and '.join(seen)}: train it with other --weights or --test-sources."
+        )
     card = {
         "shipped_with": __version__,
         "note": metadata,
-        "before": _runs_before(metadata),
+        "before": [{name: run[name] for name in ("config", "seconds")} for run in before],
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
         "scores": splits,
@@ -192,20 +199,11 @@ def _check_metadata(config: Config, metadata: dict[str, Any]) -> None:
     for name, value in config.to_dict().items():
         # A run of an earlier agelib has fewer settings.
         trained_with = metadata["config"].get(name, value)
-        if name not in UNRELATED_TO_TRAINING and trained_with != value:
+        if name not in config.unrelated_to_training and trained_with != value:
             raise AgelibError(
                 f"Run {config.run} was trained with {name} {trained_with}, but {value} is asked "
                 "for: give the settings of its train command."
             )
-
-
-def _runs_before(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns settings and duration of the runs whose models a run started from, first to last."""
-    weights = str(metadata["config"]["weights"])
-    if not weights.endswith(".keras"):
-        return []
-    _, start = load_model(Path(weights), any_branches=True)
-    return [*_runs_before(start), {name: start[name] for name in ("config", "seconds")}]
 
 
 def _describe(name: str, config: Config) -> dict[str, Any]:

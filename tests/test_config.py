@@ -144,6 +144,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
         ("run", ".."),
         ("run", "a/b"),
         ("run", "/a"),
+        ("run", "agelib"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name, value):
@@ -268,6 +269,17 @@ def test_without_a_mirror_the_official_homes_count(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("AGELIB_MIRROR", value)
     assert Config.from_profile("wiki").mirror is None
+
+
+def test_a_mirror_in_the_home_folder_is_found(monkeypatch):
+    monkeypatch.setenv("AGELIB_MIRROR", "~/archives")
+    assert Config.from_profile("wiki").mirror == str(Path.home() / "archives")
+
+
+def test_a_set_cannot_be_all_validation_and_test():
+    assert Config.from_profile("wiki", val_fraction=0.5).val_fraction == 0.5
+    with pytest.raises(AgelibError, match=r"val_fraction is 0\.5, but must be below 0\.5"):
+        Config.from_profile("wiki", test_sources="wiki", val_fraction=0.5)
 
 
 def test_sources_are_all_data_sets_once():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.config import Config, Crop
+from agelib.datasets.registry import find_dataset
 from agelib.datasets.tables import read_folder
 from agelib.evaluation.scores import breakdown, metrics
 from agelib.evaluation.tables import compare_table, estimates_table
@@ -67,28 +68,52 @@ def _evaluated(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
         return None
     report = read_json(folder / REPORT)
     made_of = made_of | {"model": {"file": "model.keras", "sha256": sha256(folder / "model.keras")}}
-    return report if {name: report.get(name) for name in made_of} == made_of else None
+    if {name: report.get(name) for name in made_of} != made_of:
+        return None
+    # A JSON file has them sorted by name.
+    report["tests"] = {name: report["tests"][name] for name in report["sources"]["test"]}
+    return report
 
 
 def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) -> pd.DataFrame:
     """Returns a `compare_table` of runs and, as "agelib", of the pretrained model.
 
-    Its column is "agelib, trained on NAME" if the pretrained model may have been trained on some of
-    these faces, those of the first test source, so that its scores are too good. `reports` has what
-    `evaluate_run` returns, by run. Raises AgelibError if the pretrained model needs other crops.
+    The faces are those of the first test source. `reports` has what `evaluate_run` returns, by run.
+    Raises AgelibError if the pretrained model needs other crops.
     """
     model, metadata = saved.load_model(saved.PRETRAINED)
     name = config.test_sources[0]
-    folder, learned = config.faces / name, metadata["config"]
+    folder = config.faces / name
     Crop.from_json(metadata["crop"]).check(read_crop(folder), folder, user="the pretrained model")
     faces = FaceSet([folder], "test")
-    held_out = (
-        name not in learned["train_sources"]
-        or "test" in read_manifest(folder)["official"]
-        or (name in config.train_sources and config.val_fraction == learned["val_fraction"])
-    )
-    column = "agelib" if held_out else f"agelib, trained on {name}"
-    return compare_table(reports | {column: metrics(faces, estimate(model, faces))})
+    scores = metrics(faces, estimate(model, faces)) | _seen(name, [metadata], config)
+    return compare_table(reports | {"agelib": scores})
+
+
+def _seen(name: str, models: list[dict[str, Any]], config: Config) -> dict[str, str]:
+    """Returns `also_trained_on` if some of a set's test faces may have been train faces of models.
+
+    Then the scores are too good. The models are given by their metadata.
+    """
+    if "test" in read_manifest(config.faces / name)["official"]:
+        return {}
+    people = {name, *find_dataset(name).same_people}
+    for learned in (each["config"] for each in models):
+        held_out = (
+            name in learned.get("test_sources", ())
+            and name in config.train_sources
+            and learned["val_fraction"] == config.val_fraction
+        )
+        if people & set(learned["train_sources"]) and not held_out:
+            return {"also_trained_on": name}
+    return {}
+
+
+def _started_from(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return saved.earlier_runs(metadata)
+    except AgelibError:  # a model can be tested where the one that it began with is not
+        return []
 
 
 def score_model(
@@ -97,22 +122,23 @@ def score_model(
     """Scores a model on a run's train and val faces of all sets, and on the test faces of each.
 
     Returns split -> scores, test set -> scores, and the `estimates_table` of the first test set,
-    whose scores are those of the split "test". Raises AgelibError if there are no faces, or the
-    model was trained on others or needs other crops.
+    whose scores are those of the split "test". A test set's scores have `also_trained_on`, its
+    name, if training began with a model that may have seen some of its faces. Raises AgelibError if
+    there are no faces, or the model was trained on others or needs other crops.
     """
     _check_trained_on(config)
     check_splits(config.train_sources, config)
     crop = Crop.from_json(metadata["crop"])
     for folder in (config.faces / name for name in config.sources):
         crop.check(read_crop(folder), folder, user=f"the model of run {config.run}")
-    splits, tests, estimates = {}, {}, None
+    splits, tests, estimates, before = {}, {}, None, _started_from(metadata)
     for split in ("train", "val"):
         faces = FaceSet([config.faces / name for name in config.train_sources], split)
         splits[split] = score_split(faces, estimate(model, faces))
     for name in config.test_sources:
         faces = FaceSet([config.faces / name], "test")
         outputs = estimate(model, faces)
-        tests[name] = score_split(faces, outputs)
+        tests[name] = score_split(faces, outputs) | _seen(name, before, config)
         if estimates is None:
             estimates = estimates_table(faces, outputs)
     splits["test"] = tests[config.test_sources[0]]
@@ -161,8 +187,13 @@ def evaluate_folder(images: Path, model_path: Path, config: Config) -> dict[str,
         manifest = clean_table(table, images, Path(scratch), images.name, config)
         if not manifest["counts"]["kept"]:
             raise AgelibError(f"{images} has no image with a usable face.")
-        faces = FaceSet([Path(scratch)], "test")
-        return _report(score_split(faces, estimate(model, faces)), manifest, model_path)
+        return _report(_score_folder(model, Path(scratch)), manifest, model_path)
+
+
+def _score_folder(model: "keras.Model", folder: Path) -> dict[str, Any]:
+    # In a function of its own: Windows deletes no file that is still mapped into memory.
+    faces = FaceSet([folder], "test")
+    return score_split(faces, estimate(model, faces))
 
 
 def _report(found: dict, manifest: dict, model_path: Path) -> dict[str, Any]:

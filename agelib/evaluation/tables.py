@@ -52,7 +52,10 @@ def calibration_table(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def compare_table(reports: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Returns a row for each score on the test faces, and a column for each run's report."""
+    """Returns a row for each score on the test faces, and a column for each run's report.
+
+    A column is named "RUN, trained on SET" if the model has seen some of the faces in training.
+    """
     return _table(reports, _RESULTS | _CALIBRATION)
 
 
@@ -66,12 +69,19 @@ def _by_split(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _table(columns: dict[str, dict[str, Any]], rows: dict[str, str]) -> pd.DataFrame:
     rows = {row: key for row, key in rows.items() if any(key in s for s in columns.values())}
     table = {
-        name: [_text(key, scores.get(key), scores["intervals"].get(key)) for key in rows.values()]
+        _title(name, scores): [
+            _text(key, scores.get(key), scores["intervals"].get(key)) for key in rows.values()
+        ]
         for name, scores in columns.items()
     }
     table = pd.DataFrame(table, index=list(rows))
     table.loc["faces"] = [f"{scores['n']:,}" for scores in columns.values()]
     return table
+
+
+def _title(column: str, scores: dict[str, Any]) -> str:
+    seen = scores.get("also_trained_on")
+    return f"{column}, trained on {seen}" if seen else column
 
 
 def _text(key: str, value: float | None, ends: list[float] | None) -> str:

@@ -117,3 +117,16 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
             "from this one)."
         )
     return model, metadata
+
+
+def earlier_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the metadata of the models from which a model's training began, first to last.
+
+    Raises AgelibError if one of them is missing.
+    """
+    weights = str(metadata.get("config", {}).get("weights"))
+    path = PRETRAINED if weights == "agelib" else Path(weights)
+    if path.suffix != ".keras":
+        return []
+    _, start = load_model(path, any_branches=True)
+    return [*earlier_runs(start), start]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.backend import keras, keras_settings, tf
-from agelib.config import UNRELATED_TO_TRAINING, Config, checkpoint_path
+from agelib.config import Config, checkpoint_path
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
 from agelib.faces.shards import FaceSet, fingerprint, read_crop
@@ -152,7 +152,10 @@ def read_history(folder: Path) -> pd.DataFrame:
     path = Path(folder) / "history.csv"
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
-    return pd.read_csv(path)
+    history = pd.read_csv(path)
+    if "best" not in history:  # an earlier version kept the last epoch only
+        history["best"] = history.index == history.index[-1]
+    return history
 
 
 def _check_settings(config: Config, settings: dict[str, Any]) -> None:
@@ -160,10 +163,12 @@ def _check_settings(config: Config, settings: dict[str, Any]) -> None:
     path = config.run_folder / "config.json"
     if not path.exists():
         return
-    stored = read_json(path)
+    stored, unrelated = read_json(path), config.unrelated_to_training
+    if (config.run_folder / "model.keras").exists():
+        unrelated += ("test_sources",)
     for name, value in settings.items():
         # The runs of earlier versions have fewer settings.
-        if name in UNRELATED_TO_TRAINING or stored.get(name, value) == value:
+        if name in unrelated or stored.get(name, value) == value:
             continue
         differs = f"has {name} {stored[name]}, but {value} is asked for"
         if name == "faces":

@@ -20,7 +20,7 @@ from agelib.evaluation.evaluate import (
     evaluate_folder,
     evaluate_run,
 )
-from agelib.evaluation.tables import results_table
+from agelib.evaluation.tables import compare_table, results_table
 from agelib.faces.cleaning import clean_table
 from agelib.faces.near_duplicates import label_agreement, near_duplicates, thumbnails
 from agelib.faces.shards import FaceSet, fingerprint, read_manifest
@@ -136,9 +136,10 @@ def pretrained(run, tmp_path, monkeypatch):
     monkeypatch.setattr(saved, "PRETRAINED", path)
     model, note = load_model(run.run_folder / "model.keras")
 
-    def train_on(*names, **changed):
-        learned = {"train_sources": names, "val_fraction": 0.15}
+    def train_on(*names, tested=(), **changed):
+        learned = {"train_sources": names, "test_sources": tested, "val_fraction": 0.15}
         save_model(model, path, note | {"config": learned} | changed)
+        return path
 
     return train_on
 
@@ -154,6 +155,43 @@ def test_the_pretrained_model_s_own_train_faces_are_marked(run, pretrained):
     pretrained("wiki", "utkface")
     table = compare_with_pretrained({}, run)
     assert table.columns.tolist() == ["agelib, trained on utkface"]
+    both = {"train_sources": ("utkface",), "test_sources": ("utkface",)}
+    table = compare_with_pretrained({}, dataclasses.replace(run, **both))
+    assert table.columns.tolist() == ["agelib, trained on utkface"]
+    # It held out the same people.
+    pretrained("wiki", "utkface", tested=("aaf", "utkface"))
+    table = compare_with_pretrained({}, dataclasses.replace(run, **both))
+    assert table.columns.tolist() == ["agelib"]
+    table = compare_with_pretrained({}, dataclasses.replace(run, **both, val_fraction=0.3))
+    assert table.columns.tolist() == ["agelib, trained on utkface"]
+
+
+def test_imdb_s_people_are_wiki_s(run, pretrained):
+    shutil.copytree(run.faces / "utkface", run.faces / "imdb")
+    pretrained("wiki")
+    table = compare_with_pretrained({}, dataclasses.replace(run, test_sources="imdb"))
+    assert table.columns.tolist() == ["agelib, trained on imdb"]
+
+
+@pytest.mark.parametrize("weights", ["agelib", "file"])
+def test_a_run_is_not_praised_for_faces_that_its_weights_were_trained_on(run, pretrained, weights):
+    start = pretrained("wiki", "utkface")
+    path = run.run_folder / "model.keras"
+    model, note = load_model(path)
+    settings = {"weights": "agelib" if weights == "agelib" else str(start)}
+    save_model(model, path, note | {"config": settings})
+    report = evaluate_run(run)
+    columns = ["train", "val", "test, trained on utkface"]
+    assert results_table(report).columns.tolist() == columns
+    assert results_table(evaluate_run(run)).columns.tolist() == columns
+    assert compare_table({"tiny": report}).columns.tolist() == ["tiny, trained on utkface"]
+
+
+def test_a_run_is_evaluated_without_the_model_that_it_began_with(run):
+    path = run.run_folder / "model.keras"
+    model, note = load_model(path)
+    save_model(model, path, note | {"config": {"weights": "lost.keras"}})
+    assert results_table(evaluate_run(run)).columns.tolist() == ["train", "val", "test"]
 
 
 def test_a_pretrained_model_of_another_crop_is_not_compared(run, pretrained):
@@ -180,17 +218,18 @@ def test_each_test_set_is_reported_under_its_own_name(run):
     shutil.copytree(run.run_folder, config.run_folder)
     shutil.copytree(run.faces / "utkface", run.faces / "again")
     first = evaluate_run(config)
-    config = dataclasses.replace(config, test_sources=("again", "utkface"))
+    config = dataclasses.replace(config, test_sources=("utkface", "again"))
     report = evaluate_run(config)
-    assert list(report["tests"]) == ["again", "utkface"]
+    assert list(report["tests"]) == ["utkface", "again"]
     for name, scores in report["tests"].items():
         assert scores["n"] == N_UTKFACE
         assert scores["age_mae"] == first["age_mae"]
         assert scores["dataset"] == "utkface"  # as its manifest has it
         assert name in report["sources"]["test"]
     assert report["splits"]["test"]["age_mae"] == report["age_mae"]
-    table = results_table(report)
-    assert table.columns.tolist() == ["train", "val", "test", "test on utkface"]
+    for each in (report, evaluate_run(config)):  # the second is read from the file
+        columns = results_table(each).columns.tolist()
+        assert columns == ["train", "val", "test", "test on again"]
     listed = pd.read_csv(config.run_folder / "estimates.csv")
     assert len(listed) == N_UTKFACE
 

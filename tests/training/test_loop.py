@@ -438,7 +438,7 @@ def test_a_checkpoint_of_agelib_0_5_goes_on_with_its_own_optimizer_to_its_last_e
     best_weights_path(config.run_folder).unlink()
     history = loop.train(config, on_epoch=silent)
     assert history["epoch"].tolist() == [1, 2, 3]
-    assert not history["best"].any()
+    assert history["best"].tolist() == [False, False, True]
     last, _ = load_model(checkpoint_path(config.run_folder))
     assert int(last.optimizer.iterations) == EPOCHS * 8
     assert not last.optimizer.use_ema
@@ -763,6 +763,18 @@ def test_faces_that_nearly_equal_held_out_ones_are_left_out_and_counted(config, 
     _, note = load_model(config.run_folder / "model.keras")
     assert note["near_duplicates"] == {"wiki": 2}
     assert note["faces"] == {"train": 274, "val": 44}
+
+
+def test_other_test_sets_are_refused_if_near_duplicates_are_left_out(config, monkeypatch):
+    config = dataclasses.replace(config, keep_near_duplicates=False)
+    monkeypatch.setattr(loop, "duplicates_of_held_out", lambda train, *_: np.arange(len(train)) < 2)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, on_epoch=on_call(1, silent))
+    other = dataclasses.replace(config, test_sources=("utkface", "wiki"))
+    with pytest.raises(AgelibError, match=r"has test_sources \['utkface'\], but .* is asked for"):
+        loop.train(other, on_epoch=silent)
+    loop.train(config, on_epoch=silent)
+    assert len(loop.train(other, on_epoch=silent)) == EPOCHS  # a finished run may be tested on any
 
 
 @pytest.mark.parametrize("left", [0, 1])
