@@ -40,12 +40,21 @@ def download(name: str, config: Config) -> Path:
     if _is_yours(name, config):
         return _your_images(name, config)
     if config.profile == "sample":
-        sample.make_archives(Path(config.mirror))
+        drawn = sample.make_archives(Path(config.mirror))
+        archive = find_dataset(name).archive
+        if archive.url and archive.file not in {path.name for path in drawn}:
+            raise AgelibError(f"The sample has no {name}: choose another --profile, such as wiki.")
     _pull_archive(name, config)
     archive = downloading.fetch(name, config)
+    copy = config.drive / "archives" / archive.name
+    if sync.is_replaced(copy, archive):
+        raise AgelibError(
+            f"{copy} is no longer a copy of {archive}: delete the one that is out of date, and run "
+            "the download step again."
+        )
     folder = downloading.extract(name, config)
     # After that: what cannot be extracted must not come back from Drive again and again.
-    sync.push(archive, config.drive / "archives" / archive.name)
+    sync.push(archive, copy)
     return folder
 
 
@@ -83,7 +92,12 @@ def _pull_archive(name: str, config: Config) -> None:
         pushed = [path for path in found if sync.holds(path)]
     if pushed and not (config.raw / pushed[0].name).exists():
         local = config.raw / pushed[0].name
-        sync.pull(pushed[0], local)
+        try:
+            sync.pull(pushed[0], local)
+        except AgelibError as error:
+            if isinstance(error.__cause__, sync.Differs):
+                return  # somebody put another there, which `fetch` verifies by itself
+            raise
         archives.write_metadata(local)
 
 

@@ -91,6 +91,11 @@ def test_an_archive_is_kept_on_drive(machine):
     assert sha256(kept) == sha256(machine.raw / "UTKFace.tar.gz")
 
 
+def test_the_sample_has_no_other_sets(machine):
+    with pytest.raises(AgelibError, match="sample has no imdb: choose another --profile"):
+        steps.download("imdb", machine)
+
+
 def test_the_next_machine_takes_the_archive_from_drive(machine, monkeypatch):
     steps.download("utkface", machine)
     new_machine_after(machine)
@@ -207,6 +212,22 @@ def test_a_trained_run_comes_back_from_drive(next_machine, no_work):
 def test_a_model_comes_back_from_drive(next_machine, trained, no_work):
     path = steps.pull_model(next_machine)
     assert sha256(path) == sha256(trained.run_folder / "model.keras")
+
+
+def test_a_finished_run_needs_no_checkpoints_on_drive(next_machine, trained, no_work):
+    shutil.rmtree(next_machine.drive / "runs" / next_machine.run / "checkpoints")
+    path = steps.pull_model(next_machine)
+    assert sha256(path) == sha256(trained.run_folder / "model.keras")
+
+
+def test_a_shard_lost_on_drive_is_made_anew(cleaned):
+    steps.upload("utkface", cleaned)
+    [lost, *_] = sorted((cleaned.drive / "faces" / "utkface").glob("*.images.npy"))
+    content = lost.read_bytes()
+    shutil.rmtree(cleaned.faces / "utkface")
+    lost.unlink()
+    steps.clean("utkface", cleaned)
+    assert lost.read_bytes() == (cleaned.faces / "utkface" / lost.name).read_bytes() == content
 
 
 def test_an_evaluation_comes_back_from_drive(next_machine, trained, no_work):

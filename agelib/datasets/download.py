@@ -40,10 +40,17 @@ def fetch(name: str, config: Config) -> Path:
     if dataset.home and not sample:
         print(f"{archive.file}: {dataset.licence} ({dataset.home})", file=sys.stderr)
     try:
-        if mirror and not sample and not transfer.exists(f"{mirror}/{archive.file}"):
-            lacking, mirror = f" is not in {mirror} and", None
-        check = partial(unpack.verify, archive=archive, checksum=_checksum(archive, mirror))
+        unreachable = None
+        try:
+            if mirror and not sample and not transfer.exists(f"{mirror}/{archive.file}"):
+                lacking, mirror = f" is not in {mirror} and", None
+            checksum = _checksum(archive, mirror)
+        except (OSError, ValueError) as error:  # which matters if nothing lies in the folders
+            unreachable, checksum = error, None
+        check = partial(unpack.verify, archive=archive, checksum=checksum)
         path = _take_from_folders(archive, config, check)
+        if path is None and unreachable:
+            raise unreachable
         if path is None and not (archive.url or mirror):
             raise _not_there(name, config)
         if path is None and lacking:
@@ -215,7 +222,7 @@ def _fetch_remote(archive: Archive, target: Path, mirror: str | None, check: _Ch
 
 
 def _checksum(archive: Archive, mirror: str | None) -> unpack.Checksum:
-    """Returns the mirror's checksum, whose archives may be others, or else the official one."""
+    """Returns the checksum that a mirror gives, if any, or without a mirror the official one."""
     if mirror is None:
         return archive.md5 and ("md5", archive.md5)
     return find_sha256(archive.file, transfer.read_text(f"{mirror}/SHA256SUMS"))

@@ -93,6 +93,11 @@ def _need_all_splits(table: pd.DataFrame, split: pd.Series, wanted: list[str]) -
     """Refuses photos of so few people that chance puts none of them into a split."""
     usable = table["reject"] == ""
     empty = [name for name in wanted if not (split[usable] == name).any()]
+    if empty and (table["split"][usable] != "").all():
+        raise AgelibError(
+            f"No image in {LABELS} is for {' or '.join(empty)}: write that into its column split, "
+            "or leave it empty, so that a hash of the person decides."
+        )
     if empty:
         raise AgelibError(
             f"None of the {table['person'][usable].nunique():,} persons in {LABELS} came into "

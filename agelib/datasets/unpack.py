@@ -1,5 +1,6 @@
 """Archives, zip or tar, verified and unpacked."""
 
+import lzma
 import shutil
 import stat
 import tarfile
@@ -22,6 +23,7 @@ from agelib.files import hash_file, is_hidden
 Checksum = tuple[str, str] | None
 
 _BLOCK = 1 << 20
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 
 class _Member(NamedTuple):
@@ -105,7 +107,7 @@ def _open_files(source: Path) -> Iterator[list[_Member]]:
     # A RuntimeError wants a password, and one of its kind knows no such compression.
     except RuntimeError as error:
         raise ValueError(f"it cannot be read: {first_line(error)}") from error
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (*_DAMAGED, OSError) as error:
         if getattr(error, "errno", None):
             raise
         raise ValueError(f"it is damaged: {first_line(error).rstrip(':')}") from error

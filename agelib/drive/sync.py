@@ -61,7 +61,8 @@ def push(
 def pull(remote: Path, local: Path) -> list[str]:
     """Copies a file or a folder from Drive, and returns the names of the files it copied.
 
-    What is here already and whole is left out; `local` is the copy's own path. Raises AgelibError
+    What is here already and whole is left out; `local` is the copy's own path. Files of a folder
+    that somebody has deleted there are named on standard error and passed over. Raises AgelibError
     if there is nothing to copy, no space, or a copy does not arrive whole.
     """
     check_mounted(remote)
@@ -78,9 +79,11 @@ def pull(remote: Path, local: Path) -> list[str]:
             if not target.exists() or sha256(target) not in sums[name]
         ]
         sizes = [_size(paths[name][0]) for name in stale]
-        if None in sizes:
-            missing, _ = paths[stale[sizes.index(None)]]
-            raise AgelibError(f"{missing} is missing on Drive: push it again.")
+        if missing := [name for name, size in zip(stale, sizes, strict=True) if size is None]:
+            which = f"{missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+            print(f"{remote}: missing on Drive, so not copied: {which}.", file=sys.stderr)
+            stale = [name for name in stale if name not in missing]
+            sizes = [size for size in sizes if size is not None]
         need_space(local.parent, sum(sizes))
         for i, name in enumerate(_bar(stale, f"pull {remote.name}")):
             _copy(*paths[name], sums[name], sum(sizes[i:]))
@@ -104,6 +107,14 @@ def holds(remote: Path) -> bool:
     check_mounted(remote)
     with reading(remote):
         return bool(_read_sums(remote)) or remote.name in _read_sums(remote.parent)
+
+
+def is_replaced(remote: Path, local: Path) -> bool:
+    """Tells whether a pushed file is another one on Drive now, as its size shows."""
+    with reading(remote):
+        noted, size = _read_sums(remote.parent).get(remote.name), _size(remote)
+    other_size = size not in (None, local.stat().st_size)
+    return bool(noted) and other_size and noted == {sha256(local)}
 
 
 def _has_arrived(path: Path, copy: Path, digest: str, noted: set[str] | None, verify: bool) -> bool:
@@ -141,9 +152,8 @@ def _copy_verified(source: Path, target: Path, digests: set[str]) -> None:
     with atomic(target) as partial:
         shutil.copyfile(source, partial)
         if sha256(partial) not in digests:
-            raise OSError(
-                "the copy differs from what was pushed; if it does so again, "
-                "delete it there and push it again"
+            raise Differs(
+                "the copy differs from what was pushed; if it does so again, delete it there"
             )
 
 
@@ -182,6 +192,10 @@ def _write_sums(folder: Path, sums: Sums) -> None:
     lines = (f"{digest}  {name}\n" for name in sorted(sums) for digest in sorted(sums[name]))
     with atomic(folder / _SUMS) as partial:
         partial.write_text("".join(lines), encoding="utf-8")
+
+
+class Differs(OSError):
+    """The reason why a file could not be copied: it is another than the one that was pushed."""
 
 
 class Backup:

@@ -192,8 +192,13 @@ def _clean_unit(
     paths = [Path(images) / row["path"] for row in records]
     jpegs, faces, rejected = [], [], []
     crops = crop_images(paths, Crop.from_json(origin["crop"]), shared)
-    for row, result in zip(records, crops, strict=True):
+    for row, path, result in zip(records, paths, crops, strict=True):
         if isinstance(result, Rejected):
+            if not os.path.lexists(path):  # it was there when the table was made
+                raise AgelibError(
+                    f"{path} is gone: connect its disk again, then run this again; finished shards "
+                    "are kept."
+                )
             rejected.append([row["path"], result.reason])
             continue
         race = -1 if pd.isna(row["race"]) else row["race"]

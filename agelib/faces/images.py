@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from agelib import AgelibError
+from agelib.disk_errors import explain, is_disconnected, is_transient, retrying
 from agelib.files import IMAGE_FORMATS
 
 MAX_PIXELS = 100_000_000
@@ -40,15 +41,18 @@ def read_image(
     """Returns RGB uint8 of shape (height, width, 3), turned upright by its EXIF orientation.
 
     `source` is a file's path, its bytes, or a Pillow image; one with a side longer than `max_side`
-    is scaled down to it. Raises Rejected, "unreadable", if it is no image, cut short or too large.
+    is scaled down to it. Raises Rejected, "unreadable", if it is no image, cut short or too large,
+    and AgelibError if its disk cannot be read now.
     """
     is_path, content = isinstance(source, str | os.PathLike), b""
     try:
         if isinstance(source, Image.Image):
             _check_size(source)
             return _pixels(source.copy(), max_side)  # a copy, as it is turned in place
-        content = Path(source).read_bytes() if is_path else bytes(source)
+        content = _read_bytes(Path(source)) if is_path else bytes(source)
         return _decode(content, max_side)
+    except (AgelibError, MemoryError):  # not the image's fault
+        raise
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
         why = getattr(error, "strerror", None) or "damaged, or of no common format"
@@ -60,6 +64,15 @@ def read_image(
     # Outside `except`: cleaning collects rejections, and the decoder's error keeps its image alive.
     name = source if is_path else "the image"
     raise Rejected("unreadable", f"{name} cannot be read as an image ({why}).")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return retrying(path.read_bytes)()
+    except OSError as error:
+        if is_transient(error) or is_disconnected(error):
+            raise explain(error, f"{path} could not be read", path.parent) from error
+        raise
 
 
 def _decode(content: bytes, max_side: int | None) -> np.ndarray:

@@ -1,3 +1,4 @@
+import shutil
 import stat
 import zipfile
 
@@ -65,6 +66,26 @@ def test_a_zip_file_that_was_replaced_is_unpacked_anew(config):
     write_zip(config.raw / "faces.zip", GOOD)
     steps.download("faces", config)
     write_zip(config.raw / "faces.zip", GOOD | {"faces/b.jpg": b"two"})
+    assert "b.jpg" in contents(steps.download("faces", config))
+
+
+def test_a_zip_file_that_was_replaced_on_drive_is_not_written_over(config):
+    remote = write_zip(config.drive / "archives" / "faces.zip", GOOD)
+    steps.download("faces", config)
+    newer = write_zip(remote, GOOD | {"faces/b.jpg": b"two"}).read_bytes()
+    with pytest.raises(AgelibError, match=r"faces\.zip is no longer a copy of .*out of date"):
+        steps.download("faces", config)
+    assert remote.read_bytes() == newer
+    (config.raw / "faces.zip").unlink()
+    assert "b.jpg" in contents(steps.download("faces", config))
+    assert remote.read_bytes() == newer
+
+
+def test_a_new_machine_takes_the_zip_file_that_was_replaced_on_drive(config):
+    remote = write_zip(config.drive / "archives" / "faces.zip", GOOD)
+    steps.download("faces", config)
+    shutil.rmtree(config.raw)
+    write_zip(remote, GOOD | {"faces/b.jpg": b"two"})
     assert "b.jpg" in contents(steps.download("faces", config))
 
 

@@ -604,6 +604,12 @@ def test_an_archive_put_there_by_hand_is_kept(mirrors, config, monkeypatch, sums
     assert download.fetch("wiki", config) == path
 
 
+def test_an_archive_put_there_by_hand_needs_no_mirror_that_answers(mirrors, config, monkeypatch):
+    path = by_hand(mirrors, config)
+    monkeypatch.setenv("AGELIB_MIRROR", "http://127.0.0.1:9")
+    assert download.fetch("wiki", config) == path
+
+
 def test_an_archive_put_there_by_hand_may_differ_from_a_mirror_without_sums(mirrors, config):
     (mirrors / "SHA256SUMS").unlink()
     path = write_tar(config.raw / "wiki_crop.tar", WIKI | {"wiki_crop/more": b"more"})
@@ -1100,15 +1106,18 @@ def test_other_names_are_left_alone(folders, config, name, capsys):
     (folders[1] / name).write_bytes(b"other")
     with pytest.raises(AgelibError, match="could not be fetched"):
         download.fetch("utkface", config)
-    assert "UTKFace.tar.gz: non-commercial" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "UTKFace.tar.gz: non-commercial" in said
+    assert "is not used" not in said
     assert listing(config.raw) == []
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_folder_is_no_archive(folders, config):
+def test_a_folder_is_no_archive(folders, config, capsys):
     (folders[0] / "archive.zip").mkdir(parents=True)
     with pytest.raises(AgelibError, match="could not be fetched"):
         download.fetch("utkface", config)
+    assert "is not used" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("offline")

@@ -201,6 +201,13 @@ def hashes(names):
 PERSONS = hashes(str(i) for i in range(1000))
 
 
+def test_an_official_split_without_train_images_is_named(tmp_path):
+    config = Config(train_sources="small", test_sources="wiki", data=tmp_path)
+    labelled(config, "small", {"val": 30})
+    with pytest.raises(AgelibError, match="for train: write that into its column split"):
+        read_table("small", config)
+
+
 def test_a_person_keeps_the_split_whatever_else_is_there(rng):
     splits = dict(zip(PERSONS, split_by_person(PERSONS, 0.15, 0), strict=True))
     shuffled = rng.permutation(PERSONS)[:300]

@@ -25,7 +25,7 @@ from agelib.datasets.sample import make_own
 from agelib.faces import cleaning, shards
 from agelib.faces import crop as cropping
 from agelib.faces.crop import choose_face, crop_face
-from agelib.faces.images import read_image
+from agelib.faces.images import Rejected, read_image
 from agelib.faces.shards import FaceSet, read_manifest
 
 KEPT = {"wiki": {"train": 276, "val": 44}, "utkface": {"test": 140}}
@@ -402,6 +402,20 @@ def test_a_data_set_without_a_usable_image_gives_an_empty_manifest(config, tmp_p
     assert len(pd.read_csv(folder / "rejected.csv")) == 149
     with pytest.raises(AgelibError, match="holds no test faces"):
         FaceSet([folder], "test")
+
+
+def test_photos_that_are_gone_are_not_counted_as_unreadable(tmp_path, monkeypatch):
+    config = Config.from_profile("own", own=tmp_path / "own", data=tmp_path, workers=1)
+    make_own(config.own)
+
+    def pull_the_plug(paths, crop, shared):
+        shutil.rmtree(config.own)
+        yield from (Rejected("unreadable", "no such file") for _ in paths)
+
+    monkeypatch.setattr(cleaning, "crop_images", pull_the_plug)
+    with pytest.raises(AgelibError, match=r"is gone: connect its disk again, then run this again"):
+        cleaning.clean("own", config)
+    assert not (config.faces / "own" / "manifest.json").exists()
 
 
 def test_an_own_photo_that_cannot_be_read_just_now_has_not_changed(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
+import errno
 import gc
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from skimage import data
 
+from agelib import AgelibError
 from agelib.faces.images import Rejected, read_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -191,6 +195,27 @@ def test_what_is_no_file_is_rejected(tmp_path, name, why):
         read_image(tmp_path / name)
     assert caught.value.reason == "unreadable"
     assert str(caught.value) == f"{tmp_path / name} cannot be read as an image ({why})."
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOTCONN, errno.ESTALE])
+def test_a_disk_that_fails_does_not_make_a_photo_unreadable(tmp_path, monkeypatch, code):
+    def fail(path):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(AgelibError, match=r"a\.jpg could not be read .* run this again") as caught:
+        read_image(tmp_path / "a.jpg")
+    assert not isinstance(caught.value, Rejected)
+
+
+def test_a_full_memory_does_not_make_a_photo_unreadable(monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read_image(PHOTO)
 
 
 def test_a_rejection_does_not_keep_the_image_in_memory():
