@@ -83,13 +83,18 @@ def age_histogram(ages: np.ndarray, genders: np.ndarray) -> Figure:
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation."""
+    """Shows loss, age branch accuracy and gender accuracy by epoch, train and validation.
+
+    A dotted line marks the best epoch, whose model is kept.
+    """
     names = ("loss", "age_branch_accuracy", "gender_accuracy")
     figure, axes = _diagrams(7.5, 2.8, len(names))
     for axis, name in zip(axes, names, strict=True):
         for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
             values = history[prefix + name]
             axis.plot(history["epoch"], values, label=label, color=colour, marker=".")
+        best = history["epoch"][history["best"]].item()
+        axis.axvline(best, color="grey", linestyle=":", label="best epoch")
         axis.set(title=name.replace("_", " "), xlabel="epoch")
         if name != "loss":
             axis.set_ylim(0, 1.03)

@@ -35,7 +35,8 @@ def estimate_at(left, top, side=80, age=33):
 def history(epochs):
     columns = ("loss", "age_branch_accuracy", "gender_accuracy")
     values = {f"{p}{name}": np.linspace(0.9, 0.1, epochs) for p in ("", "val_") for name in columns}
-    return pd.DataFrame({"epoch": np.arange(epochs) + 1, **values})
+    best = np.arange(epochs) == epochs // 2
+    return pd.DataFrame({"epoch": np.arange(epochs) + 1, **values, "best": best})
 
 
 FIGURES = {
@@ -130,9 +131,11 @@ def test_learning_curves_show_train_and_val_of_three_measures():
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["loss", "age branch accuracy", "gender accuracy"]
     for axis in figure.axes:
-        assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "val"]
-        for line in axis.lines:
-            assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+        names = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert names == ["train", "val", "best epoch"]
+        train, val, best = (line.get_xdata() for line in axis.lines)
+        assert train.tolist() == val.tolist() == [1, 2, 3, 4, 5]
+        assert set(best) == {3}
 
 
 def test_age_distributions_name_every_face():

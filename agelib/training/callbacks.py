@@ -23,12 +23,13 @@ def best_weights_path(folder: Path) -> Path:
 def write_history(folder: Path, history: list[dict]) -> pd.DataFrame:
     """Writes a run's history, one row an epoch, to history.csv and returns it.
 
-    The column `best` marks the epoch with the lowest validation loss, whose model is the run's. A
-    run that an earlier version started has none: it ends with the model of its last epoch.
+    The column `best` marks the epoch whose model is the run's: the one with the lowest validation
+    loss or, in a run that an earlier version started, the last.
     """
     table = pd.DataFrame(history)
     has_best = best_weights_path(folder).exists()
-    table["best"] = has_best & (table.index == table["val_loss"].idxmin())
+    best = table["val_loss"].idxmin() if has_best else table.index[-1]
+    table["best"] = table.index == best
     with atomic(folder / "history.csv") as partial:
         table.to_csv(partial, index=False)
     return table

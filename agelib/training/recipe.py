@@ -12,7 +12,7 @@ from agelib.model.network import scale_logits, set_batch_norm_momentum
 
 HEADS_RATE = 5  # times the learning rate, while only new heads learn
 _WARM_UP_SHARE = 0.1
-_WEIGHT_DECAY = 1e-3
+_WEIGHT_DECAY = 0.3
 _MOST_OFTEN = 20
 # Share of the steps that the weights are averaged over, and the most steps.
 _AVERAGED_SHARE, _MOST_AVERAGED = 0.05, 1000

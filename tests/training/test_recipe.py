@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from agelib.backend import keras
 from agelib.training.recipe import compile_model, learning_rates, sampling_weights
 
 # Whom it sees how often
@@ -86,6 +87,19 @@ def test_the_average_is_over_the_last_steps_and_so_are_the_statistics(
     compile_model(model, steps)
     assert model.optimizer.ema_momentum == pytest.approx(momentum)
     assert model.get_layer("backbone").get_layer("norm").momentum == pytest.approx(momentum)
+
+
+def test_each_step_takes_a_share_of_the_weights_away(tiny_networks):
+    model = tiny_networks("EfficientNetB0", 32)
+    compile_model(model, 10)
+    before = model.get_layer("age_logits").get_weights()[0]
+    model.optimizer.learning_rate = 0.001
+    model.optimizer.apply(
+        [keras.ops.zeros_like(each) for each in model.trainable_variables],
+        model.trainable_variables,
+    )
+    after = model.get_layer("age_logits").get_weights()[0]
+    np.testing.assert_allclose(after, before * (1 - 0.3 * 0.001), rtol=1e-6)
 
 
 def test_what_is_minimised_is_the_age_and_the_gender(tiny_networks):
