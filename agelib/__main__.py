@@ -70,9 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = first_line(error)
         return _fail(f"{where} ({why}): make room or name another folder, then run this again.")
     except KeyboardInterrupt:
-        goes_on = command not in ("export", "serve")
-        return _fail("stopped" + "; the same command goes on from here" * goes_on + ".", 130)
+        how = "; the same command goes on from here" * _goes_on(command, options)
+        return _fail(f"stopped{how}.", 130)
     return 0
+
+
+def _goes_on(command: str, options: dict[str, typing.Any]) -> bool:
+    """Tells whether a command that was stopped goes on when it is given again."""
+    if command == "predict":
+        return options["csv"] is not None
+    return command not in ("export", "serve") and not options.get("images")
 
 
 def _fail(why: str, status: int = 1) -> int:

@@ -21,7 +21,9 @@ def download(config: Config) -> None:
     from agelib.datasets.registry import find_dataset
 
     for name in config.sources:
-        licence = "free" if config.profile == "sample" else find_dataset(name).licence
+        known = find_dataset(name)
+        drawn = config.profile == "sample" and (known.archive.url or not config.own)
+        licence = "free" if drawn else known.licence
         print(f"{name}: {agelib.steps.download(name, config)} ({licence})")
 
 
@@ -46,11 +48,12 @@ def upload(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Trains a model on the shards."""
-    last = agelib.steps.train(config).iloc[-1]
+    history = agelib.steps.train(config)
+    best = history[history["best"]].iloc[0]
     print(
-        f"{config.run_folder / 'model.keras'}: after {last.epoch:.0f} epochs, on validation faces "
-        f"(each seen once, without its mirror image): age branch "
-        f"{last.val_age_branch_accuracy:.1%}, gender {last.val_gender_accuracy:.1%}"
+        f"{config.run_folder / 'model.keras'}: epoch {best.epoch:.0f} of {len(history)}, the best "
+        "on validation faces (each seen once, without its mirror image): age branch "
+        f"{best.val_age_branch_accuracy:.1%}, gender {best.val_gender_accuracy:.1%}"
     )
 
 

@@ -79,8 +79,11 @@ def test_upload_says_how_many_files_were_copied(trained, options, capsys):
 def test_train_says_where_the_model_is_and_how_good(trained, options, capsys):
     assert main(["train", *options]) == 0
     line = one_line(capsys.readouterr().out)
-    assert line.startswith(f"{trained.run_folder / 'model.keras'}: after 2 epochs")
-    assert line.count("%") == 2
+    history = pd.read_csv(trained.run_folder / "history.csv")
+    best = history.loc[history["val_loss"].idxmin()]
+    assert line.startswith(f"{trained.run_folder / 'model.keras'}: epoch {best.epoch:.0f} of 2")
+    assert f"age branch {best.val_age_branch_accuracy:.1%}" in line
+    assert f"gender {best.val_gender_accuracy:.1%}" in line
 
 
 @pytest.mark.slow
@@ -99,7 +102,7 @@ def test_run_does_all_steps_and_nothing_twice(
         monkeypatch.setattr(place, None)
     assert main(["run", *options_of(config)]) == 0
     text = capsys.readouterr().out
-    order = ["wiki_crop", "320 kept", "all verified", "after 2 epochs", "AGE accuracy", "astronaut"]
+    order = ["wiki_crop", "320 kept", "all verified", "of 2, the best", "AGE accuracy", "astronaut"]
     order += ["no real one", f"model: {saved.PRETRAINED}", f"model: {config.run_folder}"]
     places = [text.index(mark) for mark in [*order, "python -m agelib predict PHOTO"]]
     assert places == sorted(places)

@@ -171,13 +171,26 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert "Not a directory" in said
 
 
-def test_stopping_by_hand_is_one_line(monkeypatch, capsys):
-    def stop(config):
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        ("train", True),
+        ("evaluate", True),
+        ("evaluate --images folder", False),
+        ("predict photo.jpg", False),
+        ("predict photo.jpg --csv table.csv", True),
+        ("export --output folder", False),
+    ],
+)
+def test_stopping_by_hand_is_one_line(monkeypatch, capsys, command, goes_on):
+    def stop(config, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "train", stop)
-    assert main(["train"]) == 130
-    assert one_line(capsys.readouterr().err).startswith("agelib: stopped")
+    name, *_ = words = command.split()
+    monkeypatch.setitem(COMMANDS, name, stop)
+    assert main(words) == 130
+    line = one_line(capsys.readouterr().err)
+    assert line == "agelib: stopped" + "; the same command goes on from here" * goes_on + "."
 
 
 def test_the_version_is_said(capsys):

@@ -97,8 +97,7 @@ def _copy_weights(model: keras.Model, path: Path) -> None:
         model.set_weights(other.get_weights())
     except ValueError as error:
         raise AgelibError(
-            f"{path} does not fit: it is of another backbone or image size; name it with its own "
-            "--backbone."
+            f"{path} does not fit: it is of another backbone; name it with its own --backbone."
         ) from error
 
 

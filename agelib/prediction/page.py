@@ -145,9 +145,9 @@ def _limits(estimator: Estimator) -> str:
     off = "can be off by many years"
     if estimator.path == PRETRAINED:
         tests = json.loads(PRETRAINED.with_name("card.json").read_text())["tests"].values()
-        best, *_, worst = sorted(scores["age_mae"] for scores in tests)
-        off = f"was off by {best:.1f} to {worst:.1f} years on average on {len(tests)} sets of test "
-        off += "faces, and can be off by far more on a single one"
+        errors = [scores["age_mae"] for scores in tests]
+        off = f"was off by {min(errors):.1f} to {max(errors):.1f} years on average on the sets of "
+        off += "test faces, and can be off by far more on a single one"
     return (
         f"An estimate says how old a face looks, not how old a person is. It {off}. **Do not use "
         "it to decide anything about a person.** Photos are deleted right after the answer."

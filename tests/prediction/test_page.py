@@ -370,6 +370,15 @@ def test_an_example_is_one_click_away(page, name, mark):
     assert mark in text
 
 
+def test_a_model_may_be_tested_on_one_set_only(tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="the page is an extra")
+    model = Path(shutil.copy(PRETRAINED, tmp_path / "model.keras"))
+    (tmp_path / "card.json").write_text('{"tests": {"utkface": {"age_mae": 4.7}}}')
+    monkeypatch.setattr(serve, "PRETRAINED", model)
+    text = json.dumps(serve.build_page(Estimator(model)).config, default=str)
+    assert "off by 4.7 to 4.7 years on average" in text
+
+
 def test_of_another_model_the_page_gives_no_figure(tmp_path):
     pytest.importorskip("gradio", reason="the page is an extra")
     model = shutil.copy(PRETRAINED, tmp_path / "another.keras")
