@@ -192,13 +192,8 @@ def _clean_unit(
     paths = [Path(images) / row["path"] for row in records]
     jpegs, faces, rejected = [], [], []
     crops = crop_images(paths, Crop.from_json(origin["crop"]), shared)
-    for row, path, result in zip(records, paths, crops, strict=True):
+    for row, result in zip(records, crops, strict=True):
         if isinstance(result, Rejected):
-            if not os.path.lexists(path):  # it was there when the table was made
-                raise AgelibError(
-                    f"{path} is gone: connect its disk again, then run this again; finished shards "
-                    "are kept."
-                )
             rejected.append([row["path"], result.reason])
             continue
         race = -1 if pd.isna(row["race"]) else row["race"]
@@ -206,6 +201,11 @@ def _clean_unit(
         row = {"age_high": row["age"]} | row
         faces.append(row | {"race": race, "person": tables.person_hash(row["person"])})
         jpegs.append(result)
+    if rejected and not any(map(os.path.lexists, paths)):  # they were there at the beginning
+        raise AgelibError(
+            f"The photos in {images} are gone: connect their disk again, then run this again; "
+            "finished shards are kept."
+        )
     files = shards.write_shard(folder, stem, jpegs, faces)
     shard = {"rows": len(rows), "faces": len(faces), "files": files, "rejected": rejected}
     write_json(folder / PARTS / f"{stem}.json", origin | {"shards": {stem: shard}})

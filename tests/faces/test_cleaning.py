@@ -413,7 +413,9 @@ def test_photos_that_are_gone_are_not_counted_as_unreadable(tmp_path, monkeypatc
         yield from (Rejected("unreadable", "no such file") for _ in paths)
 
     monkeypatch.setattr(cleaning, "crop_images", pull_the_plug)
-    with pytest.raises(AgelibError, match=r"is gone: connect its disk again, then run this again"):
+    with pytest.raises(
+        AgelibError, match=r"are gone: connect their disk again, then run this again"
+    ):
         cleaning.clean("own", config)
     assert not (config.faces / "own" / "manifest.json").exists()
 
