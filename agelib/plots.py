@@ -99,7 +99,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         if name != "loss":
             axis.set_ylim(0, 1.03)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(frameon=False)
+        axis.legend(edgecolor="none")  # on white, as the dotted line may be behind it
     return figure
 
 
