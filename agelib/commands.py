@@ -51,8 +51,8 @@ def train(config: Config) -> None:
     history = agelib.steps.train(config)
     best = history[history["best"]].iloc[0]
     print(
-        f"{config.run_folder / 'model.keras'}: epoch {best.epoch:.0f} of {len(history)}, the best "
-        "on validation faces (each seen once, without its mirror image): age branch "
+        f"{config.run_folder / 'model.keras'}: epoch {best.epoch:.0f} of {len(history)} is kept. "
+        "On validation faces (each seen once, without its mirror image): age branch "
         f"{best.val_age_branch_accuracy:.1%}, gender {best.val_gender_accuracy:.1%}"
     )
 

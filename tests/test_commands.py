@@ -102,7 +102,7 @@ def test_run_does_all_steps_and_nothing_twice(
         monkeypatch.setattr(place, None)
     assert main(["run", *options_of(config)]) == 0
     text = capsys.readouterr().out
-    order = ["wiki_crop", "320 kept", "all verified", "of 2, the best", "AGE accuracy", "astronaut"]
+    order = ["wiki_crop", "320 kept", "all verified", "of 2 is kept", "AGE accuracy", "astronaut"]
     order += ["no real one", f"model: {saved.PRETRAINED}", f"model: {config.run_folder}"]
     places = [text.index(mark) for mark in [*order, "python -m agelib predict PHOTO"]]
     assert places == sorted(places)

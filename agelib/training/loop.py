@@ -153,7 +153,8 @@ def read_history(folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
     history = pd.read_csv(path)
-    if "best" not in history:  # an earlier version kept the last epoch only
+    # An earlier version kept the last epoch only.
+    if "best" not in history or not history["best"].any():
         history["best"] = history.index == history.index[-1]
     return history
 

@@ -133,6 +133,18 @@ def test_a_damaged_zip_file_is_refused(tmp_path, target):
     refused(source, target, r"^it is damaged: Bad CRC-32")
 
 
+def test_a_zip_file_whose_compressed_bytes_are_damaged_is_refused(tmp_path, target):
+    source, name = tmp_path / "a.zip", "UTKFace/30_0_1_20170116003727788.jpg"
+    content = b"".join(bytes([i * i % 251]) for i in range(4096))
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr(name, content)
+    damaged = bytearray(source.read_bytes())
+    start = damaged.index(name.encode()) + len(name) + 50
+    damaged[start : start + 200] = bytes(200)
+    source.write_bytes(damaged)
+    refused(source, target, r"^it is damaged: ")
+
+
 def test_a_zip_file_with_a_password_is_refused(tmp_path, target):
     source = write_zip(tmp_path / "a.zip", {"UTKFace/a.jpg": b"a"})
     content = bytearray(source.read_bytes())

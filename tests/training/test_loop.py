@@ -859,6 +859,15 @@ def test_a_missing_history_is_asked_for(tmp_path):
         loop.read_history(tmp_path)
 
 
+@pytest.mark.parametrize("best", [None, False])
+def test_a_run_of_an_earlier_version_has_its_last_epoch_as_the_best(tmp_path, best):
+    table = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [3.0, 1.0, 2.0]})
+    if best is not None:
+        table["best"] = best
+    table.to_csv(tmp_path / "history.csv", index=False)
+    assert loop.read_history(tmp_path)["best"].tolist() == [False, False, True]
+
+
 # Rates
 
 
