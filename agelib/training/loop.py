@@ -153,7 +153,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
     history = pd.read_csv(path)
-    # An earlier version kept the last epoch only.
+    # Earlier versions kept the last epoch, and some marked none.
     if "best" not in history or not history["best"].any():
         history["best"] = history.index == history.index[-1]
     return history
