@@ -280,7 +280,7 @@ def test_the_shipped_model_does_not_claim_more_than_it_knows_of_a_face_it_has_no
     [estimate] = Estimator().predict(data.astronaut())
     low, high = estimate.interval
     assert low <= 41 <= high  # as the portrait's mission badge says
-    assert abs(estimate.age - 41) < 10
+    assert abs(estimate.age - 41) < 10 or estimate.branches.max() < 0.6
 
 
 def test_the_shipped_model_knows_the_gender_of_a_face_it_has_not_seen():
