@@ -14,8 +14,9 @@ HEADS_RATE = 5  # times the learning rate, while only new heads learn
 _WARM_UP_SHARE = 0.1
 _WEIGHT_DECAY = 0.3
 _MOST_OFTEN = 20
-# Share of the steps that the weights are averaged over, and the most steps.
-_AVERAGED_SHARE, _MOST_AVERAGED = 0.05, 1000
+# Share of the steps that the weights are averaged over, and the most steps. At a high learning
+# rate, weight decay renews the weights so fast that an average over a thousand steps fits none.
+_AVERAGED_SHARE, _MOST_AVERAGED = 0.05, 100
 
 
 def sampling_weights(faces: FaceSet) -> np.ndarray:
