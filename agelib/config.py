@@ -117,6 +117,11 @@ class Config:
     weights: str | None = _setting(
         None, "none, imagenet, noisy-student, agelib (pretrained), or a .keras, .h5 or .npz file"
     )
+    teachers: tuple[str, ...] = _setting(
+        (),
+        "models whose answers are learned beside the labels (knowledge distillation): agelib, or "
+        ".keras files",
+    )
     crop_size: int = _setting(64, "pixels of a stored face, per side")
     image_size: int | None = _setting(None, "pixels the network sees, per side; default: crop_size")
     margin: float = _setting(0.0, "widening of the face box on each side, in box widths")
@@ -158,7 +163,7 @@ class Config:
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         if self.own is not None:
             object.__setattr__(self, "own", Path(self.own).expanduser().absolute())
-        for name in ("train_sources", "test_sources"):
+        for name in ("train_sources", "test_sources", "teachers"):
             sources = getattr(self, name)
             sources = (sources,) if isinstance(sources, str) else dict.fromkeys(sources)
             object.__setattr__(self, name, tuple(sources))
@@ -202,6 +207,11 @@ class Config:
                 known_weights,
                 "weights",
                 f"none, {', '.join(WEIGHTS)}, or a .keras, .h5 or .npz file",
+            ),
+            (
+                all(name == "agelib" or Path(name).suffix == ".keras" for name in self.teachers),
+                "teachers",
+                "agelib or .keras files",
             ),
             (fits_pretrained, "backbone", f"{PRETRAINED_BACKBONE} for the weights agelib"),
             (32 <= self.crop_size <= 600, "crop_size", "from 32 to 600 pixels"),

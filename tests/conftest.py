@@ -106,7 +106,9 @@ def own_faces(sample_faces, tmp_path):
     return dataclasses.replace(sample_faces, data=tmp_path)
 
 
-def build_tiny_model(backbone, image_size, weights=None, augment=True, precision="float32", **_):
+def build_tiny_model(
+    backbone, image_size, weights=None, augment=True, precision="float32", teachers=(), **_
+):
     """Builds what `network.build_model` does, with all its outputs, small enough for a test.
 
     Like the real one it has layers that are random in training, and others that keep statistics.
@@ -114,13 +116,14 @@ def build_tiny_model(backbone, image_size, weights=None, augment=True, precision
     from agelib.backend import keras_settings
 
     with keras_settings(precision):
-        return _tiny_model(image_size, augment)
+        return _tiny_model(image_size, augment, teachers)
 
 
-def _tiny_model(image_size, augment):
+def _tiny_model(image_size, augment, teachers):
     from agelib.backend import keras, keras_settings
     from agelib.labels import AGE_BRANCHES
     from agelib.model.augment import build_augmentation
+    from agelib.model.teachers import Teachers
 
     layers = keras.layers
     network = keras.Input((image_size, image_size, 3))
@@ -130,8 +133,8 @@ def _tiny_model(image_size, augment):
     network = keras.Model(network, x, name="backbone")
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     with keras_settings("float32"):  # as in the real one
-        x = build_augmentation()(inputs) if augment else inputs
-    x = layers.Rescaling(1 / 127.5, -1)(x)
+        image = build_augmentation()(inputs) if augment else inputs
+    x = layers.Rescaling(1 / 127.5, -1)(image)
     x = layers.GlobalAveragePooling2D()(network(x))
     x = layers.Dropout(0.3)(x)
     age = layers.Softmax(name="age")(layers.Dense(85, name="age_logits")(x))
@@ -140,6 +143,8 @@ def _tiny_model(image_size, augment):
         keras.ops.sum(age[:, low - 1 : high], axis=1, keepdims=True) for low, high in AGE_BRANCHES
     ]
     outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
+    if teachers:
+        outputs["age"] = Teachers(teachers)(image, outputs)
     return keras.Model(inputs, outputs, name="tiny")
 
 

@@ -120,6 +120,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
         ("profile", "paper"),
         ("backbone", "EfficientNetB8"),
         ("backbone", "efficientnetb0"),
+        ("teachers", ("model.h5",)),
         ("crop_size", 15),
         ("crop_size", 601),
         ("image_size", 31),

@@ -132,6 +132,7 @@ def begun_with(trained_alone):
     def note_start(**learned):
         path, start = trained_alone.run_folder / "model.keras", trained_alone.folder / "a.keras"
         model, note = load_model(path)
+        del note["before"]  # as in the runs of earlier versions
         earlier = {"config": note["config"] | {"run": "first"} | learned, "seconds": 3600.0}
         save_model(model, start, note | earlier)
         save_model(model, path, note | {"config": note["config"] | {"weights": str(start)}})
@@ -146,6 +147,28 @@ def test_the_card_has_the_runs_that_a_run_began_with(begun_with, tmp_path):
     assert (first["config"]["seed"], first["seconds"]) == (5, 3600.0)
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page.index("--seed 5") < page.index("a.keras")
+
+
+def test_the_card_says_how_many_models_were_teachers(trained_alone, tmp_path):
+    path, name = trained_alone.run_folder / "model.keras", "data/runs/first/model.keras"
+    model, note = load_model(path)
+    first = {"config": note["config"] | {"seed": 5}, "seconds": 3600.0}
+    taught = note["config"] | {"teachers": [name]}
+    save_model(model, path, note | {"config": taught, "before": [first]})
+    card = ship(dataclasses.replace(trained_alone, teachers=(name,)), tmp_path / "model.keras")
+    assert card["before"] == [first]
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "learned from the labels and from what another model answers" in page
+    assert page.index("--seed 5") < page.index(f"--teachers {name}")
+
+
+def test_a_setting_with_many_values_takes_several_lines_of_the_card(card):
+    names = [f"data/runs/{i}/model.keras" for i in range(4)]
+    taught = card["note"] | {"config": card["note"]["config"] | {"teachers": names}}
+    page = card_text(card | {"note": taught, "before": []})
+    command = page.split("```")[-4]
+    assert max(map(len, command.splitlines())) <= 64
+    assert train_command(taught["config"]) in " ".join(command.replace("\\", "").split())
 
 
 def test_a_run_that_began_with_its_test_faces_is_refused(begun_with, shipped_before):

@@ -1,5 +1,6 @@
 """The network: an EfficientNet(-Lite) of the `efficientnet` package, with two heads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from agelib.backend import keras, keras_settings
 from agelib.labels import AGE_BRANCHES, GENDERS, MAX_AGE, MIN_AGE
 from agelib.model.augment import build_augmentation
 from agelib.model.imagenet import set_arrays
-from agelib.model.saved import PRETRAINED, load_model
+from agelib.model.saved import load_model, model_path
+from agelib.model.teachers import Teachers
 
 
 def build_model(
@@ -21,33 +23,41 @@ def build_model(
     augment: bool = True,
     drop_connect_rate: float = DROP_CONNECT_RATE,
     precision: str = "float32",
+    teachers: Sequence[str] = (),
 ) -> keras.Model:
     """Builds the network that estimates age and gender from a face, with settings as in `Config`.
 
     It takes RGB of 0 to 255 in shape (batch, image_size, image_size, 3), and with `augment` varies
     it in training. It gives a dict of probabilities: `age` (batch, 85) for the years 1 to 85,
     `age_branch` (batch, 5), their sums over each branch, and `gender` (batch, 2). `precision` is
-    a Keras dtype policy, such as "mixed_float16". Raises AgelibError if the weights are not
-    available or do not fit.
+    a Keras dtype policy, such as "mixed_float16". `teachers` add to the loss. Raises AgelibError if
+    the weights or a teacher are not available or do not fit.
     """
-    weights = str(PRETRAINED) if weights == "agelib" else weights
+    weights = str(model_path(weights)) if weights else None
     whole = str(weights).endswith(".keras")
     inputs = keras.Input((image_size, image_size, 3), name="image", dtype="float32")
     with keras_settings(precision):
-        x = _normalised(inputs, backbone, augment)
+        image = _augmented(inputs) if augment else inputs
+        x = _normalised(image, backbone)
         x = build_backbone(backbone, image_size, None if whole else weights, drop_connect_rate)(x)
         x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
         x = keras.layers.Dropout(BACKBONES[backbone].dropout, name="dropout")(x)
-        model = keras.Model(inputs, _heads(x), name="agelib")
+        outputs = _heads(x)
+        if teachers:
+            outputs["age"] = Teachers(teachers, name="teachers", dtype="float32")(image, outputs)
+        model = keras.Model(inputs, outputs, name="agelib")
     if whole:
         _copy_weights(model, Path(weights))
     return model
 
 
-def _normalised(image: keras.KerasTensor, backbone: str, augment: bool) -> keras.KerasTensor:
+def _augmented(image: keras.KerasTensor) -> keras.KerasTensor:
     with keras_settings("float32"):  # 16-bit floats are too coarse for pixels
-        if augment:
-            image = build_augmentation()(image)
+        return build_augmentation()(image)
+
+
+def _normalised(image: keras.KerasTensor, backbone: str) -> keras.KerasTensor:
+    with keras_settings("float32"):
         mean, deviation = np.array([BACKBONES[backbone].mean, BACKBONES[backbone].deviation])
         scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
         return keras.layers.Rescaling(scale, offset, name="normalisation")(image)

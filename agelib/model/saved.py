@@ -90,7 +90,11 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
     """
     from agelib.backend import keras, keras_settings
 
-    for module in ("augment", "losses"):  # they register the classes that a checkpoint names
+    for module in (
+        "augment",
+        "losses",
+        "teachers",
+    ):  # they register the classes that a checkpoint names
         importlib.import_module(f"agelib.model.{module}")
     if not Path(path).exists():
         what = (
@@ -119,14 +123,24 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
     return model, metadata
 
 
-def earlier_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the metadata of the models from which a model's training began, first to last.
+def model_path(name: str) -> Path:
+    """Returns the file of a model that the settings name: "agelib" is the pretrained one."""
+    return PRETRAINED if name == "agelib" else Path(name)
 
-    Raises AgelibError if one of them is missing.
+
+def earlier_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the runs whose models a model began with or learned from, first to last.
+
+    Each has `config` and `seconds`. Raises AgelibError if a model is missing; training notes these
+    runs in the metadata, so that they are known where the models are not.
     """
-    weights = str(metadata.get("config", {}).get("weights"))
-    path = PRETRAINED if weights == "agelib" else Path(weights)
-    if path.suffix != ".keras":
-        return []
-    _, start = load_model(path, any_branches=True)
-    return [*earlier_runs(start), start]
+    if "before" in metadata:
+        return metadata["before"]
+    config, runs = metadata.get("config", {}), []
+    for name in (config.get("weights"), *config.get("teachers", ())):
+        path = model_path(str(name))
+        if path.suffix == ".keras":
+            _, model = load_model(path, any_branches=True)
+            run = {key: model[key] for key in ("config", "seconds") if key in model}
+            runs += [each for each in (*earlier_runs(model), run) if each not in runs]
+    return runs

@@ -1,5 +1,6 @@
 """Training: shards to `runs/<name>/model.keras`, continued from the last finished epoch."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import pandas as pd
 
 from agelib import AgelibError, __version__
 from agelib.backend import keras, keras_settings, tf
-from agelib.config import Config, checkpoint_path
+from agelib.config import Config, Crop, checkpoint_path
 from agelib.faces.cleaning import check_splits
 from agelib.faces.near_duplicates import duplicates_of_held_out
 from agelib.faces.shards import FaceSet, fingerprint, read_crop
@@ -19,7 +20,7 @@ from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
 from agelib.model.network import backbone_of, build_model
-from agelib.model.saved import load_model, save_model
+from agelib.model.saved import earlier_runs, load_model, model_path, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
 
@@ -40,6 +41,7 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None]) -> pd.DataFr
     _check_settings(config, settings)
     if (folder / "model.keras").exists():
         return read_history(folder)
+    _check_teachers(config)
     faces, left_out = _open_faces(config)
     metadata = _metadata(config, faces, left_out)
     with strategy().scope():
@@ -209,6 +211,16 @@ def _open_faces(config: Config) -> tuple[Faces, dict[str, int]]:
     return {"train": train, "val": val}, left_out
 
 
+def _check_teachers(config: Config) -> None:
+    for name in config.teachers:
+        stored = Crop.from_json(load_model(model_path(name))[1]["crop"])
+        if dataclasses.replace(stored, size=config.crop_size) != config.crop:
+            raise AgelibError(
+                f"The teacher {name} knows crops of {stored}, but this run has {config.crop}: only "
+                "their size may differ."
+            )
+
+
 def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
     present = np.unique(codes)
     if len(present) < 2:
@@ -233,6 +245,7 @@ def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
         config.weights,
         drop_connect_rate=config.drop_connect_rate,
         precision=precision(),
+        teachers=config.teachers,
     )
     return model, [], 0.0
 
@@ -250,10 +263,12 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
 
 
 def _metadata(config: Config, faces: Faces, left_out: dict[str, int]) -> dict[str, Any]:
+    settings = config.to_dict()
     return {
         "agelib": __version__,
         "crop": config.crop.to_json(),
-        "config": config.to_dict(),
+        "config": settings,
+        "before": earlier_runs({"config": settings}),
         "faces": {split: len(part) for split, part in faces.items()},
         "near_duplicates": left_out,
         "environment": environment(),

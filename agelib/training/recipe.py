@@ -9,6 +9,7 @@ from agelib.labels import AGE_BRANCHES, GENDERS, MIN_AGE
 from agelib.model.inference import estimate_views, fit_temperature
 from agelib.model.losses import AgeLoss, BranchAccuracy, GenderLoss, YearsOff
 from agelib.model.network import scale_logits, set_batch_norm_momentum
+from agelib.model.teachers import TEACHERS_SHARE, Teachers
 
 HEADS_RATE = 5  # times the learning rate, while only new heads learn
 _WARM_UP_SHARE = 0.1
@@ -68,9 +69,12 @@ def compile_model(model: keras.Model, steps: int) -> None:
 
 def set_losses(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Compiles a model with this recipe's losses and metrics, and the optimizer unchanged."""
+    taught = any(isinstance(layer, Teachers) for layer in model.layers)
+    share = 1 - TEACHERS_SHARE if taught else 1.0
     model.compile(
         optimizer,
         loss={"age": AgeLoss(), "age_branch": None, "gender": GenderLoss()},
+        loss_weights={"age": share, "age_branch": None, "gender": share},
         metrics={"age": [YearsOff()], "age_branch": [BranchAccuracy()], "gender": ["accuracy"]},
         # By default Keras uses XLA on CPUs too, which then train at a fifth of their speed.
         jit_compile=False,

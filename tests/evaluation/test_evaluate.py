@@ -194,6 +194,16 @@ def test_a_run_is_evaluated_without_the_model_that_it_began_with(run):
     assert results_table(evaluate_run(run)).columns.tolist() == ["train", "val", "test"]
 
 
+def test_what_a_lost_teacher_had_seen_is_known(run):
+    path = run.run_folder / "model.keras"
+    model, note = load_model(path)
+    seen = {"train_sources": ["wiki", "utkface"], "test_sources": ["aaf"], "val_fraction": 0.15}
+    teacher = {"config": seen, "seconds": 1.0}
+    save_model(model, path, note | {"config": {"teachers": ["lost.keras"]}, "before": [teacher]})
+    columns = results_table(evaluate_run(run)).columns.tolist()
+    assert columns == ["train", "val", "test, trained on utkface"]
+
+
 def test_a_pretrained_model_of_another_crop_is_not_compared(run, pretrained):
     pretrained("aaf", crop=run.crop.to_json() | {"margin": 0.4})
     with pytest.raises(AgelibError, match=r"the pretrained model needs .*0\.4"):

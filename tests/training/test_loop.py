@@ -30,7 +30,7 @@ from agelib.model.hardware import environment
 from agelib.model.inference import estimate_views, fit_temperature
 from agelib.model.losses import YearsOff
 from agelib.model.network import build_backbone, scale_logits
-from agelib.model.saved import load_model, save_model
+from agelib.model.saved import earlier_runs, load_model, save_model
 from agelib.training import callbacks, loop
 from agelib.training.batches import ordered_batches
 from agelib.training.callbacks import averaged_weights, best_weights_path
@@ -356,6 +356,41 @@ def uncompiled():
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def taught(config, finished):
+    """Settings of a run that learns from the model of another."""
+    teacher = shutil.copy(finished.run_folder / "model.keras", config.data / "teacher.keras")
+    return dataclasses.replace(config, teachers=(str(teacher),))
+
+
+def test_a_run_with_a_teacher_notes_it_and_ends_as_if_uninterrupted(taught):
+    def stop(history):
+        raise KeyboardInterrupt
+
+    taught = dataclasses.replace(taught, weights=taught.teachers[0])  # noted once
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(taught, on_epoch=stop)
+    stopped = loop.train(taught, on_epoch=silent)
+    whole = dataclasses.replace(taught, run="whole")
+    assert loop.train(whole, on_epoch=silent)["loss"].tolist() == pytest.approx(stopped["loss"])
+    model, note = load_model(taught.run_folder / "model.keras")
+    assert not any(layer.name == "teachers" for layer in model.layers)
+    [before] = note["before"]
+    assert before["config"] == load_model(Path(taught.teachers[0]))[1]["config"]
+    Path(taught.teachers[0]).unlink()  # what it noted is known without the file
+    assert earlier_runs(note) == note["before"]
+
+
+def test_a_teacher_of_other_crops_is_refused(taught):
+    path = Path(taught.teachers[0])
+    model, note = load_model(path)
+    other = path.with_name("other.keras")
+    save_model(model, other, note | {"crop": note["crop"] | {"margin": 0.4}})
+    with pytest.raises(AgelibError, match=r"other\.keras knows crops of .*margin 0\.4"):
+        loop.train(dataclasses.replace(taught, teachers=(str(other),)), on_epoch=silent)
+    assert not taught.run_folder.exists()
 
 
 @pytest.mark.slow
