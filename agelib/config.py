@@ -29,7 +29,7 @@ _OWN: dict[str, Any] = {
     "test_sources": ("own",),
     "backbone": "EfficientNetLite0",
     "weights": "agelib",
-    "crop_size": 112,
+    "crop_size": 128,
     "margin": 0.1,
 }
 

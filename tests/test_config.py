@@ -21,7 +21,7 @@ DESIGN = {
     "wiki": COMMON | PAPER | {"train_sources": ("wiki",), "run": "wiki"},
     "imdb-wiki": COMMON | PAPER | {"train_sources": ("wiki", "imdb"), "run": "imdb-wiki"},
     "own": COMMON
-    | {"backbone": "EfficientNetLite0", "weights": "agelib", "crop_size": 112, "image_size": 112}
+    | {"backbone": "EfficientNetLite0", "weights": "agelib", "crop_size": 128, "image_size": 128}
     | {"margin": 0.1}
     | {"train_sources": ("own",), "test_sources": ("own",), "run": "own"},
 }
