@@ -116,7 +116,7 @@ On Windows, write each command in one line, without the backslashes.
 - The machine: {hardware}.
 - The software: Python {python}, TensorFlow {tensorflow}, Keras {keras}, agelib {agelib}.
 
-`python -m agelib ship` with the same options then writes the model, this page, and
+`python -m agelib ship` with the options of the last command then writes the model, this page, and
 [card.json](card.json), which has the scores on train and validation faces too. `model.keras` has
 {megabytes:.1f} MB. Its SHA-256 checksum is:
 
@@ -138,6 +138,9 @@ test set.
 - *Recall* is the share of a class's faces that the model recognises.
 
 {scores}{tests}"""
+
+_EACH = """ for each training.
+If agelib says that faces are of another crop size, delete the folders that it names"""
 
 # What a reader wants to know first.
 _SUMMARY = (
@@ -167,8 +170,8 @@ def ship(config: Config, path: Path = PRETRAINED) -> dict[str, Any]:
     splits, tests, _ = score_model(model, metadata, config)
     if seen := [name for name, scores in tests.items() if "also_trained_on" in scores]:
         raise AgelibError(
-            f"Run {config.run} began with a model that was trained on test faces of "
-            f"{' and '.join(seen)}: train it with other --weights or --test-sources."
+            f"Run {config.run} began with or learned from a model that was trained on test faces "
+            f"of {' and '.join(seen)}: train it with other --weights, --teachers or --test-sources."
         )
     card = {
         "shipped_with": __version__,
@@ -257,15 +260,19 @@ def _in_short_lines(command: str) -> str:
     wrap = textwrap.TextWrapper(
         62, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
+    # A space inside quotes is no place to break.
+    command = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace(" ", "\0"), command)
     options = command.replace(" --", "\n  --").split("\n")
-    return " \\\n".join(line for option in options for line in wrap.wrap(option))
+    lines = [line.replace("\0", " ") for option in options for line in wrap.wrap(option)]
+    return " \\\n".join(lines)
 
 
 def card_text(card: dict[str, Any]) -> str:
     """Returns the card as a page in Markdown."""
     metadata = card["note"]
     runs = [*card.get("before", []), metadata]
-    weights = runs[0]["config"]["weights"]
+    settings = [run["config"] for run in runs]
+    weights = [w for w in (each["weights"] for each in settings) if Path(str(w)).suffix != ".keras"]
     starts = {None: "random weights", "imagenet": "ImageNet weights"}
     tests = dict(sorted(card["tests"].items()))  # as card.json has them
     scores = compare_table(tests).rename_axis("score")
@@ -274,9 +281,9 @@ def card_text(card: dict[str, Any]) -> str:
         "megabytes": card["bytes"] / 1e6,
         "command": "\n".join(_in_short_lines(train_command(run["config"])) for run in runs),
         "data": _markdown(_data_table(card)),
-        "start": starts.get(weights, f"the weights `{weights}`"),
-        "teachers": _teachers_text(metadata["config"].get("teachers")),
-        "each": " for each training" * (len(runs) > 1),
+        "start": " and ".join(sorted({starts.get(w, f"the weights `{w}`") for w in weights})),
+        "teachers": _teachers_text({t for each in settings for t in each.get("teachers", ())}),
+        "each": _EACH * (len(runs) > 1),
         "near_duplicates": _near_duplicates_text(metadata["near_duplicates"]),
         "duration": _duration(sum(run["seconds"] for run in runs)),
         "branches": f"{', '.join(BRANCH_NAMES[:-1])} and {BRANCH_NAMES[-1]}",
@@ -309,7 +316,7 @@ def _near_duplicates_text(left_out: dict[str, int]) -> str:
     )
 
 
-def _teachers_text(teachers: list[str] | None) -> str:
+def _teachers_text(teachers: set[str]) -> str:
     if not teachers:
         return ""
     one = len(teachers) == 1

@@ -144,7 +144,7 @@ def _tiny_model(image_size, augment, teachers):
     ]
     outputs = {"age": age, "age_branch": keras.ops.concatenate(sums, axis=1), "gender": gender}
     if teachers:
-        outputs["age"] = Teachers(teachers)(image, outputs)
+        outputs["age"] = Teachers(teachers, name="teachers", dtype="float32")(image, outputs)
     return keras.Model(inputs, outputs, name="tiny")
 
 

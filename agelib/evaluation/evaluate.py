@@ -86,7 +86,8 @@ def compare_with_pretrained(reports: dict[str, dict[str, Any]], config: Config) 
     folder = config.faces / name
     Crop.from_json(metadata["crop"]).check(read_crop(folder), folder, user="the pretrained model")
     faces = FaceSet([folder], "test")
-    scores = metrics(faces, estimate(model, faces)) | _seen(name, [metadata], config)
+    models = [*_started_from(metadata), metadata]
+    scores = metrics(faces, estimate(model, faces)) | _seen(name, models, config)
     return compare_table(reports | {"agelib": scores})
 
 

@@ -96,23 +96,18 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
         "teachers",
     ):  # they register the classes that a checkpoint names
         importlib.import_module(f"agelib.model.{module}")
-    if not Path(path).exists():
-        what = (
-            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
-        )
-        raise AgelibError(f"{path} is missing: {what}.")
+    metadata = read_metadata(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            metadata = json.loads(archive.read(_METADATA))
         with warnings.catch_warnings(), keras_settings():
             # Without the optimizer's state, training would go on as if it had just begun.
             warnings.filterwarnings("error", "Skipping variable loading")
             model = keras.models.load_model(path)
     except _ERRORS as error:
-        raise AgelibError(
-            f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
-            f"({first_line(error)}): name a model.keras, or delete it and train again."
-        ) from error
+        # Keras wraps what a layer raises that does not find its own files.
+        inner: BaseException | None = error
+        while inner and not isinstance(inner, AgelibError):
+            inner = inner.__cause__ or inner.__context__
+        raise AgelibError(str(inner)) if inner else _unreadable(path, error) from error
     here = [list(branch) for branch in AGE_BRANCHES]
     if not any_branches and metadata.get("age_branches", here) != here:
         raise AgelibError(
@@ -123,6 +118,29 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
     return model, metadata
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Returns what a model's file says about it; raises AgelibError as `load_model` does."""
+    if not Path(path).exists():
+        what = (
+            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
+        )
+        raise AgelibError(f"{path} is missing: {what}, or copy it there.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(_METADATA))
+    except _ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> AgelibError:
+    from agelib.backend import keras
+
+    return AgelibError(
+        f"{path} is no model of agelib's, or of a later Keras than {keras.__version__} "
+        f"({first_line(error)}): name a model.keras, or delete it and train again."
+    )
+
+
 def model_path(name: str) -> Path:
     """Returns the file of a model that the settings name: "agelib" is the pretrained one."""
     return PRETRAINED if name == "agelib" else Path(name)
@@ -131,8 +149,8 @@ def model_path(name: str) -> Path:
 def earlier_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the runs whose models a model began with or learned from, first to last.
 
-    Each has `config` and `seconds`. Raises AgelibError if a model is missing; training notes these
-    runs in the metadata, so that they are known where the models are not.
+    Each has `config` and `seconds`. Raises AgelibError if one of these models is missing; training
+    notes the runs in the metadata, so that they are known where the models are not.
     """
     if "before" in metadata:
         return metadata["before"]
@@ -140,7 +158,14 @@ def earlier_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     for name in (config.get("weights"), *config.get("teachers", ())):
         path = model_path(str(name))
         if path.suffix == ".keras":
-            _, model = load_model(path, any_branches=True)
+            model = read_metadata(path)
             run = {key: model[key] for key in ("config", "seconds") if key in model}
-            runs += [each for each in (*earlier_runs(model), run) if each not in runs]
+            runs += [each for each in (*_known_runs(model), run) if each not in runs]
     return runs
+
+
+def _known_runs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return earlier_runs(metadata)
+    except AgelibError:  # a model of an earlier version, and what it began with is elsewhere
+        return []

@@ -23,11 +23,11 @@ class Teachers(keras.layers.Layer):
         self.files = list(files)
         models = [load_model(model_path(file))[0] for file in files]
         # Inside a function, where Keras does not count their weights among the network's.
-        self._answers = lambda images: [_answer(model, images) for model in models]
+        self.answers = lambda images: [_answer(model, images) for model in models]
 
     def call(self, images: tf.Tensor, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Returns `outputs["age"]`, unchanged; images are of 0 to 255."""
-        answers = self._answers(images)
+        answers = self.answers(images)
         for head, output in outputs.items():
             told = keras.ops.mean([answer[head] for answer in answers], axis=0)
             apart = keras.losses.categorical_crossentropy(told, output)
@@ -42,5 +42,5 @@ class Teachers(keras.layers.Layer):
 def _answer(model: keras.Model, images: tf.Tensor) -> dict[str, tf.Tensor]:
     size = model.input_shape[1:3]
     if images.shape[1:3] != size:
-        images = keras.ops.image.resize(images, size, antialias=True)
+        images = keras.ops.image.resize(images, size)
     return model(images, training=False)

@@ -20,7 +20,7 @@ from agelib.files import read_json, write_json
 from agelib.labels import AGE_BRANCHES, BRANCH_NAMES, GENDERS
 from agelib.model.hardware import environment, even_share, precision, strategy
 from agelib.model.network import backbone_of, build_model
-from agelib.model.saved import earlier_runs, load_model, model_path, save_model
+from agelib.model.saved import earlier_runs, load_model, model_path, read_metadata, save_model
 from agelib.training import callbacks, recipe
 from agelib.training.batches import ordered_batches, train_batches
 
@@ -47,7 +47,9 @@ def train(config: Config, on_epoch: Callable[[pd.DataFrame], None]) -> pd.DataFr
     with strategy().scope():
         for part in faces.values():  # before config.json exists: they may need other settings
             _batch_size(part, config)
-        model, history, metadata["seconds"] = _start_or_resume(config)
+        model, done = _start_or_resume(config)
+        history = done.pop("history")
+        metadata |= done
         write_json(folder / "config.json", settings | {"environment": metadata["environment"]})
         if history:
             callbacks.write_history(folder, history)
@@ -166,11 +168,11 @@ def _check_settings(config: Config, settings: dict[str, Any]) -> None:
     path = config.run_folder / "config.json"
     if not path.exists():
         return
-    stored, unrelated = read_json(path), config.unrelated_to_training
+    # The runs of earlier versions have fewer settings, and no teachers.
+    stored, unrelated = {"teachers": []} | read_json(path), config.unrelated_to_training
     if (config.run_folder / "model.keras").exists():
         unrelated += ("test_sources",)
     for name, value in settings.items():
-        # The runs of earlier versions have fewer settings.
         if name in unrelated or stored.get(name, value) == value:
             continue
         differs = f"has {name} {stored[name]}, but {value} is asked for"
@@ -213,11 +215,11 @@ def _open_faces(config: Config) -> tuple[Faces, dict[str, int]]:
 
 def _check_teachers(config: Config) -> None:
     for name in config.teachers:
-        stored = Crop.from_json(load_model(model_path(name))[1]["crop"])
+        stored = Crop.from_json(read_metadata(model_path(name))["crop"])
         if dataclasses.replace(stored, size=config.crop_size) != config.crop:
             raise AgelibError(
-                f"The teacher {name} knows crops of {stored}, but this run has {config.crop}: only "
-                "their size may differ."
+                f"The teacher {name} knows crops of {stored}, but this run has {config.crop}: give "
+                "the teacher's --margin and --align, or name another teacher."
             )
 
 
@@ -230,14 +232,18 @@ def _check_classes(label: str, codes: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
-    """Returns the model to train, the epochs that are done and the seconds that they took."""
+def _start_or_resume(config: Config) -> tuple[keras.Model, dict[str, Any]]:
+    """Returns the model to train, and what its metadata say of the epochs that are done.
+
+    That is `history`, `seconds` and, but for the checkpoints of earlier versions, `before`.
+    """
     keras.utils.set_random_seed(config.seed)
     checkpoint = checkpoint_path(config.run_folder)
     if checkpoint.exists():
         model, metadata = load_model(checkpoint)
         recipe.set_losses(model, model.optimizer)  # the checkpoints of earlier versions have others
-        return model, metadata["history"], metadata.get("seconds", 0.0)
+        done = {name: metadata[name] for name in ("history", "before") if name in metadata}
+        return model, done | {"seconds": metadata.get("seconds", 0.0)}
     shutil.rmtree(config.logs, ignore_errors=True)  # of a deleted run of the same name
     model = build_model(
         config.backbone,
@@ -247,7 +253,8 @@ def _start_or_resume(config: Config) -> tuple[keras.Model, list[dict], float]:
         precision=precision(),
         teachers=config.teachers,
     )
-    return model, [], 0.0
+    before = earlier_runs({"config": config.to_dict()})
+    return model, {"history": [], "seconds": 0.0, "before": before}
 
 
 def _best_model(model: keras.Model, config: Config) -> keras.Model:
@@ -263,12 +270,10 @@ def _best_model(model: keras.Model, config: Config) -> keras.Model:
 
 
 def _metadata(config: Config, faces: Faces, left_out: dict[str, int]) -> dict[str, Any]:
-    settings = config.to_dict()
     return {
         "agelib": __version__,
         "crop": config.crop.to_json(),
-        "config": settings,
-        "before": earlier_runs({"config": settings}),
+        "config": config.to_dict(),
         "faces": {split: len(part) for split, part in faces.items()},
         "near_duplicates": left_out,
         "environment": environment(),

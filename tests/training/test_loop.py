@@ -31,6 +31,7 @@ from agelib.model.inference import estimate_views, fit_temperature
 from agelib.model.losses import YearsOff
 from agelib.model.network import build_backbone, scale_logits
 from agelib.model.saved import earlier_runs, load_model, save_model
+from agelib.model.teachers import Teachers
 from agelib.training import callbacks, loop
 from agelib.training.batches import ordered_batches
 from agelib.training.callbacks import averaged_weights, best_weights_path
@@ -376,11 +377,25 @@ def test_a_run_with_a_teacher_notes_it_and_ends_as_if_uninterrupted(taught):
     whole = dataclasses.replace(taught, run="whole")
     assert loop.train(whole, on_epoch=silent)["loss"].tolist() == pytest.approx(stopped["loss"])
     model, note = load_model(taught.run_folder / "model.keras")
-    assert not any(layer.name == "teachers" for layer in model.layers)
+    assert not any(isinstance(layer, Teachers) for layer in model.layers)
     [before] = note["before"]
     assert before["config"] == load_model(Path(taught.teachers[0]))[1]["config"]
     Path(taught.teachers[0]).unlink()  # what it noted is known without the file
     assert earlier_runs(note) == note["before"]
+
+
+def test_a_run_goes_on_where_the_model_that_it_began_with_is_not(config, finished):
+    def stop(history):
+        raise KeyboardInterrupt
+
+    start = Path(shutil.copy(finished.run_folder / "model.keras", config.data / "start.keras"))
+    config = dataclasses.replace(config, weights=str(start))
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, on_epoch=stop)
+    start.unlink()
+    loop.train(config, on_epoch=silent)
+    [before] = load_model(config.run_folder / "model.keras")[1]["before"]
+    assert before["config"]["run"] == finished.run
 
 
 def test_a_teacher_of_other_crops_is_refused(taught):
