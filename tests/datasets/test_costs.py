@@ -27,6 +27,12 @@ def test_real_data_without_a_gpu_are_worth_a_warning():
     assert "hours from its beginning" in faster
 
 
+def test_a_lite_network_learns_on_cores_in_an_hour():
+    lite = {"backbone": "EfficientNetLite0", "crop_size": 80, "epochs": 16}
+    message = slow_training(Config.from_profile("wiki", **lite), 28_677)
+    assert "would take two cores about an hour from its beginning" in message
+
+
 def test_the_estimate_of_a_profile_is_the_warning_s():
     assert f"about {describe_costs().loc['wiki', '04 without a GPU']} " in slow_training(
         WIKI, int(38_000 * (1 - WIKI.val_fraction))
