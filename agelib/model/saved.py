@@ -90,11 +90,8 @@ def load_model(path: Path, any_branches: bool = False) -> tuple["keras.Model", d
     """
     from agelib.backend import keras, keras_settings
 
-    for module in (
-        "augment",
-        "losses",
-        "teachers",
-    ):  # they register the classes that a checkpoint names
+    # They register the classes that a checkpoint names.
+    for module in ("augment", "losses", "teachers"):
         importlib.import_module(f"agelib.model.{module}")
     metadata = read_metadata(path)
     try:
