@@ -166,6 +166,13 @@ def test_the_pretrained_model_s_own_train_faces_are_marked(run, pretrained):
     assert table.columns.tolist() == ["agelib, trained on utkface"]
 
 
+def test_the_train_faces_of_the_pretrained_model_s_teachers_are_marked(run, pretrained):
+    seen = {"train_sources": ["utkface"], "test_sources": [], "val_fraction": 0.15}
+    pretrained("aaf", before=[{"config": seen, "seconds": 1.0}])
+    table = compare_with_pretrained({}, run)
+    assert table.columns.tolist() == ["agelib, trained on utkface"]
+
+
 def test_imdb_s_people_are_wiki_s(run, pretrained):
     shutil.copytree(run.faces / "utkface", run.faces / "imdb")
     pretrained("wiki")

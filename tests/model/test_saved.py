@@ -7,7 +7,7 @@ from conftest import equal_weights
 
 from agelib import AgelibError
 from agelib.backend import keras
-from agelib.model.saved import PRETRAINED, load_model, save_model
+from agelib.model.saved import PRETRAINED, earlier_runs, load_model, save_model
 
 
 @pytest.fixture
@@ -95,6 +95,16 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tiny, saved, e
         save_model(tiny, saved, {})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["model.keras"]
+
+
+def test_a_run_can_begin_with_a_model_whose_own_beginning_is_lost(tiny, tmp_path):
+    start = tmp_path / "start.keras"
+    settings = {"weights": str(tmp_path / "lost.keras")}
+    save_model(tiny, start, {"config": settings, "seconds": 5.0})  # as earlier versions wrote it
+    runs = earlier_runs({"config": {"weights": str(start), "teachers": [str(start)]}})
+    assert runs == [{"config": settings, "seconds": 5.0}]
+    with pytest.raises(AgelibError, match=r"lost\.keras is missing"):
+        earlier_runs({"config": settings})
 
 
 def test_a_missing_model_is_asked_for(tmp_path):

@@ -754,6 +754,16 @@ def test_a_run_goes_on_with_its_own_settings_only(finished, change, named):
         loop.train(dataclasses.replace(finished, **change), on_epoch=refuse)
 
 
+def test_a_run_of_an_earlier_version_had_no_teachers(taught, finished):
+    shutil.copytree(finished.run_folder, taught.run_folder)
+    path = taught.run_folder / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["teachers"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(AgelibError, match=r"has teachers \[\], but .*teacher\.keras"):
+        loop.train(taught, on_epoch=refuse)
+
+
 def test_a_run_does_not_go_on_with_other_faces(finished, monkeypatch):
     monkeypatch.setattr(loop, "fingerprint", lambda folder: "another cleaning")
     with pytest.raises(AgelibError, match=r"trained on other faces .* --run, or delete"):
