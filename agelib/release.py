@@ -110,7 +110,9 @@ yourself, and has the lines that make their `labels.csv`.
 {command}
 ```
 
-On Windows, write each command in one line, without the backslashes.
+On Windows, write each command in one line, without the backslashes. The commands
+give a similar model, not the same file: no two machines round alike, and the line about the machine
+says what else was different here.
 
 - Training took {duration}. The seed is {seed}.
 - The machine: {hardware}.
