@@ -59,8 +59,8 @@ def _plain_name(path: Path) -> str:
 
 
 def metadata_path(path: Path) -> Path:
-    """Returns where the metadata of a file or folder lies: beside it."""
-    return path.with_name(f"{path.name}.json")
+    """Returns where the metadata of a file or folder lies: beside it, under a hidden name."""
+    return path.with_name(f".{path.name}.json")
 
 
 def write_metadata(source: Path) -> dict[str, Any]:

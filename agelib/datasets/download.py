@@ -14,7 +14,7 @@ from agelib.datasets import transfer, unpack
 from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
 from agelib.datasets.registry import DATASETS, DataSet, find_dataset
 from agelib.disk_errors import explain, explained, is_full
-from agelib.files import read_json, write_json
+from agelib.files import read_json
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
 
@@ -81,17 +81,21 @@ def extract(name: str, config: Config) -> Path:
             return target
         raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
     origin, unpacked = read_metadata(source) or write_metadata(source), metadata_path(target)
-    if target.is_dir() and unpacked.exists() and read_json(unpacked) == origin:
+    if target.is_dir() and not unpacked.exists():
+        raise AgelibError(
+            f"{target} is there already, but is not known to come from {source.name}: delete one "
+            "of the two or move it to another folder, and run this again."
+        )
+    if target.is_dir() and read_json(unpacked) == origin:
         return target
     try:
         with explained(f"{source} could not be unpacked", source, target.parent):
-            unpack.unpack(source, archive, target)
+            unpack.unpack(source, archive, target, origin)
     except ValueError as error:
         metadata_path(source).unlink()  # whoever mends the archive wants it verified anew
         raise AgelibError(
             f"{source} cannot be unpacked ({error}): delete it and run the download step again."
         ) from error
-    write_json(unpacked, origin)
     return target
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 from agelib import first_line
-from agelib.datasets.archives import LABELS, Archive
+from agelib.datasets.archives import LABELS, Archive, metadata_path
 from agelib.disk_errors import need_space
-from agelib.files import hash_file, is_hidden
+from agelib.files import hash_file, is_hidden, write_json
 
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
@@ -50,8 +50,10 @@ def verify(source: Path, archive: Archive, checksum: Checksum) -> None:
                     pass
 
 
-def unpack(source: Path, archive: Archive, target: Path) -> None:
+def unpack(source: Path, archive: Archive, target: Path, origin: dict[str, Any]) -> None:
     """Replaces a folder by the images in a zip or tar file: it is there whole or not at all.
+
+    Its metadata say where it comes from: they are the archive's, `origin`.
 
     Of several folders of the archive's name (for a set with labels: that have a `labels.csv`) the
     one nearest to the top counts: Kaggle's UTKFace has a second copy further down. What lies
@@ -74,6 +76,7 @@ def unpack(source: Path, archive: Archive, target: Path) -> None:
                     shutil.copyfileobj(content, file, _BLOCK)
         if target.exists():
             target.rename(scratch / "old")
+        write_json(metadata_path(target), origin)  # no folder of ours is ever without
         (scratch / "new").rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

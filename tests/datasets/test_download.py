@@ -51,7 +51,7 @@ def before(function):
 
 shutil.copyfileobj = before(shutil.copyfileobj)
 Path.rename = before(Path.rename)
-unpack.unpack(Path(sys.argv[1]), DATASETS["utkface"].archive, Path(sys.argv[2]))
+unpack.unpack(Path(sys.argv[1]), DATASETS["utkface"].archive, Path(sys.argv[2]), {})
 """
 UTKFACE = DATASETS["utkface"].archive
 IMAGES = {"1_0_0_1.jpg": b"one" * 500, "2_0_0_2.jpg": b"two" * 500}
@@ -174,7 +174,7 @@ def test_an_archive_arrives_whole_from_a_mirror(name, mirrors, config):
     path = download.fetch(name, config)
     assert path == config.raw / DATASETS[name].archive.file
     assert path.read_bytes() == (mirrors / path.name).read_bytes()
-    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert listing(config.raw) == [f".{path.name}.json", path.name]
 
 
 def test_a_url_may_end_with_a_slash(url, config, monkeypatch):
@@ -424,7 +424,7 @@ def test_what_its_home_does_not_give_comes_from_kaggle(home_says, kaggle, config
     path = download.fetch("utkface", config)
     assert kaggle.asked == ["/jangedoo/utkface-new"]
     assert path.read_bytes() == kaggle.path.read_bytes()
-    assert listing(config.raw) == ["utkface-new.zip", "utkface-new.zip.json"]
+    assert listing(config.raw) == [".utkface-new.zip.json", "utkface-new.zip"]
     assert contents(download.extract("utkface", config)) == {
         "UTKFace/1_0_0_1.jpg": b"one",
         "UTKFace/2_0_0_2.jpg": b"two",
@@ -583,7 +583,7 @@ def test_a_disk_that_fails_is_not_blamed_on_the_archive(config, monkeypatch, kin
     assert "damaged" not in text
     assert "delete" not in text
     assert ("make room" in text) == (kind != errno.EACCES)
-    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert listing(config.raw) == [f".{path.name}.json", path.name]
 
 
 def by_hand(home, config):
@@ -666,7 +666,7 @@ def test_what_a_killed_copy_left_goes_away(home, config):
     config.raw.mkdir(parents=True)
     (config.raw / ".wiki_crop.tar.123.part").touch()
     path = download.fetch("wiki", config)
-    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert listing(config.raw) == [f".{path.name}.json", path.name]
 
 
 class Line:
@@ -734,13 +734,13 @@ def line(home, monkeypatch):
 def assert_arrived(line, config):
     path = download.fetch("wiki", config)
     assert path.read_bytes() == line.content
-    assert listing(config.raw) == [path.name, f"{path.name}.json"]
+    assert listing(config.raw) == [f".{path.name}.json", path.name]
 
 
 def assert_cut_off(config):
     with pytest.raises(AgelibError, match=r"wiki_crop\.tar could not be fetched from http"):
         download.fetch("wiki", config)
-    assert listing(config.raw) == ["wiki_crop.tar.part", "wiki_crop.tar.part.json"]
+    assert listing(config.raw) == [".wiki_crop.tar.part.json", "wiki_crop.tar.part"]
 
 
 def test_a_download_goes_on_as_long_as_it_gets_further(line, config, pauses):
@@ -950,7 +950,7 @@ def assert_refused(name, config, sentence):
         download.extract(name, config)
     assert file.name in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert set(listing(config.raw)) <= {file.name, f"{file.name}.json"}
+    assert set(listing(config.raw)) <= {file.name, f".{file.name}.json"}
 
 
 # A header takes 512 bytes; each content here takes 1024 + 512: 1200 bytes, filled up.

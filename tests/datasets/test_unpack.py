@@ -42,7 +42,7 @@ def refused(source, target, sentence):
     """Makes sure that neither looking nor unpacking takes an archive, or leaves anything."""
     for attempt in (
         lambda: verify(source, UTKFACE, None),
-        lambda: unpack(source, UTKFACE, target),
+        lambda: unpack(source, UTKFACE, target, {}),
     ):
         with pytest.raises(ValueError, match=sentence):
             attempt()
@@ -57,7 +57,7 @@ def test_kaggles_layout_gives_the_images_once(tmp_path, target, sample_config, w
     images = {path.name: path.read_bytes() for path in (sample_config.raw / "UTKFace").iterdir()}
     source = write(tmp_path / name, kaggle_layout(images))
     verify(source, UTKFACE, None)
-    unpack(source, UTKFACE, target)
+    unpack(source, UTKFACE, target, {})
     assert contents(target) == images
     assert read_utkface(target)["reject"].eq("").any()
 
@@ -76,7 +76,7 @@ def test_the_real_images_come_through_kaggles_layout(mirror, tmp_path, target):
                 file.writestr(f"utkface_aligned_cropped/{entry.name}", b"copy")
                 file.writestr(entry.name.replace("UTKFace", "crop_part1"), b"copy")
                 file.writestr(entry.name, content)
-    unpack(tmp_path / "archive.zip", UTKFACE, target)
+    unpack(tmp_path / "archive.zip", UTKFACE, target, {})
     assert len(digests) > 10_000
     assert digests == {f"UTKFace/{path.name}": sha256(path) for path in target.iterdir()}
 
@@ -92,7 +92,7 @@ def test_the_real_images_come_through_kaggles_layout(mirror, tmp_path, target):
     ids=["deep", "hidden", "backslash", "dot"],
 )
 def test_only_visible_files_of_the_folder_are_taken(tmp_path, target, inside):
-    unpack(write_zip(tmp_path / "a.zip", inside), UTKFACE, target)
+    unpack(write_zip(tmp_path / "a.zip", inside), UTKFACE, target, {})
     assert contents(target) == {"a.jpg": b"a"}
 
 
@@ -100,7 +100,7 @@ def test_subfolders_are_kept(tmp_path):
     source = write_zip(
         tmp_path / "a.zip", {"x/wiki_crop/00/a.jpg": b"a", "x/wiki_crop/w.mat": b"w"}
     )
-    unpack(source, DATASETS["wiki"].archive, tmp_path / "wiki")
+    unpack(source, DATASETS["wiki"].archive, tmp_path / "wiki", {})
     assert contents(tmp_path / "wiki") == {"00/a.jpg": b"a", "w.mat": b"w"}
 
 
@@ -166,5 +166,5 @@ def test_no_space_is_noticed_before_anything_is_written(tmp_path, target, monkey
     source = write_zip(tmp_path / "a.zip", kaggle_layout(IMAGES))
     monkeypatch.setattr(disk_errors.shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
     with pytest.raises(AgelibError, match="are free: make room"):
-        unpack(source, UTKFACE, target)
+        unpack(source, UTKFACE, target, {})
     assert list(target.parent.iterdir()) == []
