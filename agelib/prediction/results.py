@@ -92,7 +92,7 @@ def predict_photos(
         yield from _results(estimator, places, pictures, [])
         return
     try:
-        with _table(table, sha256(estimator.path)) as (known, write):
+        with _table(table, sha256(estimator.path), places) as (known, write):
             for result in _results(estimator, places, pictures, known):
                 write(result.to_rows())
                 yield result
@@ -139,16 +139,18 @@ def _draw(result: Result, photo: Photo, folder: Path, taken: set[str]) -> Result
 
 
 @contextmanager
-def _table(path: Path, model: str) -> Iterator[tuple[list[dict[str, str]], Callable]]:
+def _table(
+    path: Path, model: str, places: Sequence[str | Path]
+) -> Iterator[tuple[list[dict[str, str]], Callable]]:
     """Opens a CSV file that grows photo by photo; a mark beside it says that it is unfinished.
 
     Yields:
-        The rows that a call which was stopped has left, and what adds the rows of a photo.
+        The rows of `places` that a call which was stopped has left, and what adds a photo's.
     """
     mark = path.with_name(f".{path.name}.unfinished.json")
     # A pipe or a device keeps nothing to go on from.
     regular = path.is_file() or not path.exists()
-    known = _known_rows(path, mark, model) if regular else []
+    known = _known_rows(path, mark, model, places) if regular else []
     if regular:
         write_json(mark, {"model": model})
         with atomic(path) as partial, _open(partial, "w") as file:
@@ -162,14 +164,18 @@ def _table(path: Path, model: str) -> Iterator[tuple[list[dict[str, str]], Calla
     mark.unlink(missing_ok=True)
 
 
-def _known_rows(path: Path, mark: Path, model: str) -> list[dict[str, str]]:
+def _known_rows(
+    path: Path, mark: Path, model: str, places: Sequence[str | Path]
+) -> list[dict[str, str]]:
     if not (path.exists() and mark.exists() and read_json(mark) == {"model": model}):
         return []
     with _open(path, "r") as file:
         file.read(1)
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    # The rows of the last photo may be cut off.
-    return [row for row in rows if row["photo"] != rows[-1]["photo"]]
+    # The rows of the last photo may be cut off, and a call with other photos may have written them.
+    rows = [row for row in rows if row["photo"] != rows[-1]["photo"]]
+    asked = set(map(str, places))  # an image of a video is at some second of it
+    return [row for row in rows if asked & {row["photo"], row["photo"].rpartition(" at ")[0]}]
 
 
 def _open(path: Path, mode: str) -> IO[str]:

@@ -8,6 +8,7 @@ from PIL import Image
 from skimage import data
 
 from agelib import AgelibError
+from agelib.model.saved import load_model, save_model
 from agelib.prediction.estimator import Estimator
 from agelib.prediction.photos import find_photos
 from agelib.prediction.results import COLUMNS, predict_photos
@@ -65,6 +66,29 @@ def test_a_call_that_was_stopped_is_gone_on_with(estimator, album, tmp_path):
     for row in expected:
         row["picture"] = row["picture"].replace("other", "drawn")
     assert read(table) == expected
+
+
+def test_a_stopped_call_with_another_model_or_other_photos_is_not_gone_on_with(
+    estimator, tiny_model_path, album, tmp_path
+):
+    table, places = tmp_path / "faces.csv", find_photos([album])
+
+    def stop_after_three():
+        started = predict_photos(estimator, places, table=table)
+        for _ in range(3):
+            next(started)
+        started.close()
+
+    stop_after_three()
+    assert [r.photo for r in predict_photos(estimator, places[-1:], table=table)] == [
+        str(places[-1])
+    ]
+    assert {row["photo"] for row in read(table)} == {str(places[-1])}
+    stop_after_three()
+    other = tmp_path / "other.keras"
+    model, metadata = load_model(tiny_model_path)
+    save_model(model, other, metadata | {"other": True})
+    assert len(list(predict_photos(Estimator(other), places, table=table))) == len(places)
 
 
 def test_a_finished_table_is_written_anew(estimator, album, tmp_path):
