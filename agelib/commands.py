@@ -22,8 +22,8 @@ def download(config: Config) -> None:
 
     for name in config.sources:
         known = find_dataset(name)
-        drawn = config.profile == "sample" and (known.archive.url or not config.own)
-        licence = "free" if drawn else known.licence
+        drawn = known.archive.url or (name == "own" and not config.own)
+        licence = "free" if config.profile == "sample" and drawn else known.licence
         print(f"{name}: {agelib.steps.download(name, config)} ({licence})")
 
 

@@ -116,6 +116,8 @@ def _your_images(name: str, config: Config) -> Path:
     elif folder != config.own:
         check_mounted(config.own)
         copy_own(config.own, folder)
+    if not folder.is_dir():
+        raise AgelibError(f"{folder} is no folder: name the one with your images as --own.")
     return folder
 
 

@@ -58,6 +58,24 @@ def test_download_names_folders_and_licences(sample_config, tmp_path, capsys):
     assert "(free)" in utkface
 
 
+def test_only_what_the_sample_draws_itself_is_free(tmp_path, capsys):
+    for name in ("aaf", "mine"):
+        (tmp_path / "sample" / "raw" / name).mkdir(parents=True)
+        (tmp_path / "sample" / "raw" / name / "labels.csv").write_text("path,age,gender\n")
+    sources = ["--train-sources", "aaf", "mine", "own", "--test-sources", "own"]
+    assert main(["download", "--data", str(tmp_path), *sources]) == 0
+    aaf, mine, own = capsys.readouterr().out.splitlines()
+    assert "(research only, to be cited)" in aaf
+    assert "(free)" not in mine
+    assert "(free)" in own
+
+
+def test_own_photos_that_are_not_there_are_named_at_once(tmp_path, capsys):
+    where = ["--data", str(tmp_path), "--own", str(tmp_path / "photos")]
+    assert main(["download", "--profile", "own", *where]) == 1
+    assert f"{tmp_path / 'photos'} is no folder" in one_line(capsys.readouterr().err)
+
+
 def test_clean_counts_what_is_kept_and_why_not(own_faces, sample_config, capsys):
     own_faces.raw.symlink_to(sample_config.raw)
     assert main(["clean", "--data", str(own_faces.data)]) == 0
