@@ -1,12 +1,13 @@
 """Settings, the profiles that set them, and where things lie."""
 
 import dataclasses
-import json
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from joblib import cpu_count
 
@@ -93,6 +94,26 @@ def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+# The types of a field with one value, what they take, and what to call that.
+_TYPES = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "True or False"),
+    str: (str, "a text"),
+    Path: (str | os.PathLike, "the path of a folder"),
+}
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    [kind] = {annotation, *get_args(annotation)} & set(_TYPES)
+    kinds, wanted = _TYPES[kind]
+    if value is None and annotation is not kind:
+        return
+    # True is an integer to Python.
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
+        raise AgelibError(f"{name} is {value!r}, but must be {wanted}.")
+
+
 def _are_folder_names(values: tuple[str, ...]) -> bool:
     return bool(values) and all(Path(v).name == v not in ("", "..") for v in values)
 
@@ -158,15 +179,20 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Raises AgelibError if a value is out of range or unknown."""
+        """Raises AgelibError if a value is of another type, out of range, or unknown."""
+        for name in ("train_sources", "test_sources", "teachers"):
+            sources = getattr(self, name)
+            sources = (sources,) if isinstance(sources, str) else sources
+            sources = dict.fromkeys(sources if isinstance(sources, Iterable) else (sources,))
+            object.__setattr__(self, name, tuple(sources))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            for each in value if isinstance(value, tuple) else (value,):
+                _check_type(f.name, each, f.type)
         # Absolute, since processes on other machines have other working directories.
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         if self.own is not None:
             object.__setattr__(self, "own", Path(self.own).expanduser().absolute())
-        for name in ("train_sources", "test_sources", "teachers"):
-            sources = getattr(self, name)
-            sources = (sources,) if isinstance(sources, str) else dict.fromkeys(sources)
-            object.__setattr__(self, name, tuple(sources))
         object.__setattr__(self, "weights", None if self.weights == "none" else self.weights)
         for fits, name, wanted in self._checks():
             if not fits:
@@ -227,7 +253,11 @@ class Config:
             (0 <= head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
             (self.new_heads or not head_epochs, "head_epochs", "0 unless weights are ImageNet's"),
             (self.batch_size >= 2, "batch_size", "2 or more"),
-            (self.learning_rate is None or self.learning_rate > 0, "learning_rate", "above 0"),
+            (
+                self.learning_rate is None or 0 < self.learning_rate < math.inf,
+                "learning_rate",
+                "above 0",
+            ),
             (0 <= drop_connect < 1, "drop_connect_rate", "from 0 to less than 1"),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
@@ -331,9 +361,6 @@ class Config:
             if f.repr
         )
         return f"<table><tr><th>setting</th><th>value</th><th>what it is</th></tr>{rows}</table>"
-
-    def __str__(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
 
 
 def checkpoint_path(folder: Path) -> Path:

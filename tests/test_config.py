@@ -146,6 +146,18 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
         ("run", "a/b"),
         ("run", "/a"),
         ("run", "agelib"),
+        ("run", 5),
+        ("epochs", "5"),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("margin", "0.1"),
+        ("align", "no"),
+        ("weights", 1),
+        ("train_sources", 5),
+        ("teachers", (1,)),
+        ("data", 5),
+        ("own", 5),
+        ("learning_rate", float("inf")),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(name, value):
@@ -300,43 +312,12 @@ def test_to_dict_leaves_out_what_is_this_machines_affair(tmp_path):
     config = Config.from_profile("wiki", data=tmp_path, workers=3)
     fields = {f.name for f in dataclasses.fields(Config)}
     assert set(config.to_dict()) == fields - {"data", "own", "workers"}
-    for text in (str(config), repr(config), config._repr_html_()):
+    for text in (repr(config), config._repr_html_()):
         assert str(tmp_path) not in text
 
 
 def test_the_table_of_settings_shows_what_html_would_hide():
     assert "runs/&lt;name&gt;" in Config()._repr_html_()
-
-
-def test_every_setting_is_explained():
-    for field in dataclasses.fields(Config):
-        assert field.metadata["help"], field.name
-
-
-def test_light_modules_load_no_tensorflow():
-    light = [
-        "config",
-        "files",
-        "labels",
-        "datasets.download",
-        "datasets.sample",
-        "faces.shards",
-        "drive.sync",
-        "evaluation.evaluate",
-    ]
-    heavy = ["tensorflow", "keras", "mtcnn", "efficientnet"]
-    script = (
-        f"import sys, agelib.plots, {', '.join(f'agelib.{name}' for name in light)};"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert result.stdout.strip() == "[]"
 
 
 # Crops
