@@ -18,6 +18,7 @@ from agelib.disk_errors import explain, is_disconnected, is_transient, retrying
 from agelib.files import IMAGE_FORMATS
 
 MAX_PIXELS = 100_000_000
+_MAX_BYTES = 1_000_000_000
 _JPEG_END = b"\xff\xd9"
 _PHONE_FORMATS = (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -68,6 +69,8 @@ def read_image(
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if retrying(path.stat)().st_size > _MAX_BYTES:
+            raise Rejected("unreadable", f"{path} cannot be read as an image (more than 1 GB).")
         return retrying(path.read_bytes)()
     except OSError as error:
         if is_transient(error) or is_disconnected(error):

@@ -202,11 +202,19 @@ def test_a_disk_that_fails_does_not_make_a_photo_unreadable(tmp_path, monkeypatc
     def fail(path):
         raise OSError(code, os.strerror(code))
 
+    (tmp_path / "a.jpg").write_bytes(PHOTO)
     monkeypatch.setattr(Path, "read_bytes", fail)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(AgelibError, match=r"a\.jpg could not be read .* run this again") as caught:
         read_image(tmp_path / "a.jpg")
     assert not isinstance(caught.value, Rejected)
+
+
+def test_a_file_that_is_larger_than_any_photo_is_not_read(tmp_path):
+    with open(tmp_path / "disk.jpg", "wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(Rejected, match=r"disk\.jpg cannot be read as an image \(more than 1 GB\)"):
+        read_image(tmp_path / "disk.jpg")
 
 
 def test_a_full_memory_does_not_make_a_photo_unreadable(monkeypatch):
