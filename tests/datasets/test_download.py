@@ -930,6 +930,24 @@ def test_a_folder_without_its_archive_will_do(config):
     assert contents(download.extract("utkface", config)) == GOOD
 
 
+def test_files_of_the_user_are_not_replaced(config):
+    archive = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    own = [config.raw / "UTKFace.tar.gz.json", config.raw / "UTKFace" / "notes.txt"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(AgelibError, match=r"UTKFace is there already.* UTKFace.tar.gz: delete one"):
+        download.extract("utkface", config)
+    assert [path.read_text() for path in own] == ["mine", "mine"]
+    own.pop().unlink()
+    (config.raw / "UTKFace").rmdir()
+    (config.raw / "UTKFace.json").write_text("mine")
+    assert contents(download.extract("utkface", config)) == GOOD
+    archive.unlink()
+    assert contents(download.extract("utkface", config)) == GOOD
+    assert (config.raw / "UTKFace.json").read_text() == own[0].read_text() == "mine"
+
+
 def test_extracting_nothing_names_the_notebook(config):
     with pytest.raises(AgelibError, match=r"wiki_crop\.tar is missing: .*notebook 01"):
         download.extract("wiki", config)

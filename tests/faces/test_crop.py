@@ -208,6 +208,21 @@ def test_no_images_give_no_crops(batches):
     assert list(cropping.crop_images([], CROP)) == []
 
 
+@pytest.mark.parametrize("slope", [-12, 12])
+def test_an_aligned_face_has_level_eyes(slope):
+    image = np.zeros((200, 200, 3), np.uint8)
+    eyes = np.array([[80, 100 - slope], [120, 100 + slope]])
+    for channel, (x, y) in enumerate(eyes):
+        image[y - 2 : y + 3, x - 2 : x + 3, channel] = 255
+    face = Face((60, 60, 140, 140), 1.0, eyes.astype(float))
+    for align in (False, True):
+        crop = crop_face(image, face, Crop(80, 0.0, align)).astype(float)
+        rows, columns = np.mgrid[:80, :80]
+        left, right = (np.array([rows, columns])[:, crop[..., i] > 60].mean(axis=1) for i in (0, 1))
+        assert (abs(right[0] - left[0]) < 1) == align
+        assert right[1] - left[1] > 38
+
+
 def test_mtcnn_finds_the_face_that_is_cropped(tmp_path, rng):
     path = tmp_path / "portrait.jpg"
     path.write_bytes(encode_jpeg(draw_portrait(30, 1, rng)))
