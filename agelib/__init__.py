@@ -2,8 +2,8 @@
 
 The rooms follow the notebooks, and a room knows only those before it: `datasets` and `drive`,
 `faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`, `backbones`,
-`config`, `files`, `disk_errors` and `backend`, above them `plots`, `steps` and `commands`: the
-story in order, as the notebooks and `python -m agelib` tell it.
+`config`, `files`, `disk_errors` and `backend`, before `prediction` the figures of `plots`. Above
+them are `steps`, `release` and `commands`: what the notebooks and `python -m agelib` call.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """
