@@ -40,27 +40,18 @@ def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
     """Returns the files below a folder, at any depth and sorted, without hidden ones.
 
     With `suffixes`, such as `IMAGE_SUFFIXES`, only files with one of these, or with its capitals.
-    Links to folders are followed. Raises OSError if a folder cannot be read, which `rglob` would
-    take for an empty one.
+    Raises OSError if a folder cannot be read, which `rglob` would take for an empty one.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
     found = []
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [
-            name
-            for name in folders
-            if not is_hidden(PurePath(name)) and not _leads_back(Path(place, name))
-        ]
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not is_hidden(PurePath(name))]
         found += [Path(place, name) for name in names if not is_hidden(PurePath(name))]
     wanted = (path for path in found if not suffixes or path.suffix.lower() in suffixes)
     return sorted(path for path in wanted if path.is_file())
-
-
-def _leads_back(path: Path) -> bool:
-    return path.is_symlink() and path.resolve() in {parent.resolve() for parent in path.parents}
 
 
 @contextmanager

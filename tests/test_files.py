@@ -131,16 +131,6 @@ def test_files_are_found_at_any_depth_and_without_hidden_ones(album):
     assert [path.relative_to(album).as_posix() for path in found] == FOUND
 
 
-def test_links_to_folders_are_followed_but_not_for_ever(album, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "photo.jpg").touch()
-    (tmp_path / "elsewhere" / "back").symlink_to(album)
-    (album / "link").symlink_to(tmp_path / "elsewhere")
-    (album / "loop").symlink_to(album)
-    found = [path.relative_to(album).as_posix() for path in files.find_files(album)]
-    assert found == sorted([*FOUND, "link/photo.jpg"])
-
-
 def test_files_are_found_by_endings_in_small_letters_or_capitals(album):
     found = files.find_files(album, files.IMAGE_SUFFIXES)
     assert [path.relative_to(album).as_posix() for path in found] == FOUND[:3]
