@@ -136,7 +136,7 @@ def test_a_zip_file_that_the_user_uploaded_is_the_archive_on_drive(uploaded, mon
     remote.unlink()
     remote = write_zip(remote.with_name("archive.zip"), images)
     folder = steps.download("utkface", uploaded)
-    assert {f"UTKFace/{path.name}" for path in folder.iterdir()} == set(images)
+    assert {f"UTKFace/{path.name}" for path in folder.glob("[!.]*")} == set(images)
     assert sync.holds(remote)
     assert sorted(path.name for path in remote.parent.iterdir()) == ["SHA256SUMS", "archive.zip"]
     shutil.rmtree(uploaded.raw)  # as on another machine

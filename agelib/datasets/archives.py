@@ -1,13 +1,16 @@
 """The archives as their authors publish them, their names, and what is recorded of them."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agelib import AgelibError
 from agelib.files import read_json, sha256, write_json
 
 LABELS = "labels.csv"
+_ORIGIN = ".origin.json"
 
 _ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 # What browsers, Windows (" - Copy"), macOS and Google Drive add to a copy's name, and Drive to a
@@ -59,7 +62,7 @@ def _plain_name(path: Path) -> str:
 
 
 def metadata_path(path: Path) -> Path:
-    """Returns where the metadata of a file or folder lies: beside it, under a hidden name."""
+    """Returns where the metadata of a file lies: beside it, under a hidden name."""
     return path.with_name(f".{path.name}.json")
 
 
@@ -76,3 +79,19 @@ def read_metadata(source: Path) -> dict[str, Any] | None:
         return None
     metadata = read_json(metadata_path(source))
     return metadata if metadata["size"] == source.stat().st_size else None
+
+
+def write_origin(folder: Path, metadata: dict[str, Any]) -> None:
+    """Records in a folder that was unpacked the metadata of its archive."""
+    write_json(folder / _ORIGIN, metadata)
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """Returns the metadata of the archive that a folder was unpacked from, None for others."""
+    # Earlier versions wrote it beside the folder, under a name that a user may have taken.
+    for path in (folder / _ORIGIN, folder.with_name(f"{folder.name}.json")):
+        with contextlib.suppress(OSError, AgelibError):
+            origin = read_json(path)
+            if isinstance(origin, dict) and set(origin) == {"size", "sha256"}:
+                return origin
+    return None

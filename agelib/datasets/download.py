@@ -11,10 +11,16 @@ from pathlib import Path
 from agelib import AgelibError
 from agelib.config import Config
 from agelib.datasets import transfer, unpack
-from agelib.datasets.archives import LABELS, Archive, metadata_path, read_metadata, write_metadata
+from agelib.datasets.archives import (
+    LABELS,
+    Archive,
+    metadata_path,
+    read_metadata,
+    read_origin,
+    write_metadata,
+)
 from agelib.datasets.registry import DATASETS, DataSet, find_dataset
 from agelib.disk_errors import explain, explained, is_full
-from agelib.files import read_json
 
 _KAGGLE = "https://www.kaggle.com/api/v1/datasets/download"
 
@@ -70,8 +76,8 @@ def fetch(name: str, config: Config) -> Path:
 def extract(name: str, config: Config) -> Path:
     """Unpacks a data set's archive, once, and returns the folder with the images.
 
-    Without the archive its folder will do. Raises AgelibError if both are missing, the archive is
-    damaged or unsafe, or the disk is full.
+    Without the archive its folder will do. Raises AgelibError if both are missing, the folder is
+    another one, the archive is damaged or unsafe, or the disk is full.
     """
     archive = find_dataset(name).archive
     source, target = _verified(archive, config), config.raw / archive.folder
@@ -80,13 +86,13 @@ def extract(name: str, config: Config) -> Path:
         if target.is_dir():
             return target
         raise AgelibError(f"{source} is missing: run the download step (notebook 01) first.")
-    origin, unpacked = read_metadata(source) or write_metadata(source), metadata_path(target)
-    if target.is_dir() and not unpacked.exists():
+    origin, unpacked = read_metadata(source) or write_metadata(source), read_origin(target)
+    if target.is_dir() and unpacked is None:
         raise AgelibError(
-            f"{target} is there already, but is not known to come from {source.name}: delete one "
-            "of the two or move it to another folder, and run this again."
+            f"{target} is there already, but nothing shows that it comes from {source.name}: move "
+            "it to another folder, or delete it, and run this again."
         )
-    if target.is_dir() and read_json(unpacked) == origin:
+    if target.is_dir() and unpacked == origin:
         return target
     try:
         with explained(f"{source} could not be unpacked", source, target.parent):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import AgelibError, first_line
-from agelib.datasets.archives import LABELS, metadata_path
+from agelib.datasets.archives import LABELS, read_origin
 from agelib.disk_errors import explained, reading, retrying
 from agelib.files import IMAGE_SUFFIXES, find_files
 from agelib.labels import GENDERS, MAX_AGE, MIN_AGE
@@ -137,7 +137,7 @@ def _official_splits(words: pd.Series, path: Path) -> pd.Series:
 
 def is_user_folder(folder: Path) -> bool:
     """Tells whether a folder has labels and comes from no archive, so that anybody may mend it."""
-    return (folder / LABELS).exists() and not metadata_path(folder).exists()
+    return (folder / LABELS).exists() and read_origin(folder) is None
 
 
 def copy_own(source: Path, target: Path) -> None:

@@ -15,9 +15,9 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from agelib import first_line
-from agelib.datasets.archives import LABELS, Archive, metadata_path
+from agelib.datasets.archives import LABELS, Archive, write_origin
 from agelib.disk_errors import need_space
-from agelib.files import hash_file, is_hidden, write_json
+from agelib.files import hash_file, is_hidden
 
 # Algorithm and hexadecimal digest of a file for which they are known.
 Checksum = tuple[str, str] | None
@@ -53,7 +53,7 @@ def verify(source: Path, archive: Archive, checksum: Checksum) -> None:
 def unpack(source: Path, archive: Archive, target: Path, origin: dict[str, Any]) -> None:
     """Replaces a folder by the images in a zip or tar file: it is there whole or not at all.
 
-    Its metadata say where it comes from: they are the archive's, `origin`.
+    `origin` is the archive's metadata, which the folder gets too.
 
     Of several folders of the archive's name (for a set with labels: that have a `labels.csv`) the
     one nearest to the top counts: Kaggle's UTKFace has a second copy further down. What lies
@@ -74,9 +74,9 @@ def unpack(source: Path, archive: Archive, target: Path, origin: dict[str, Any])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as content, open(path, "wb") as file:
                     shutil.copyfileobj(content, file, _BLOCK)
+            write_origin(scratch / "new", origin)
         if target.exists():
             target.rename(scratch / "old")
-        write_json(metadata_path(target), origin)  # no folder of ours is ever without
         (scratch / "new").rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -22,7 +22,7 @@ def config(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("[!.]*.*")}
 
 
 # A zip file with a labels.csv

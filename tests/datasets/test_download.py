@@ -95,7 +95,7 @@ def listing(folder):
 
 
 def contents(folder):
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("[!.]*") if path.is_file())
     return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -908,13 +908,11 @@ def test_an_archive_is_extracted_again_only_when_it_changed(config):
     path = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
     folder = download.extract("utkface", config)
     (folder / "mine").touch()
-    assert "mine" in listing(download.extract("utkface", config))
+    assert "UTKFace/mine" in contents(download.extract("utkface", config))
     write_tar(path, GOOD | {"UTKFace/3_0_0_3.jpg": b"three" * 999})
-    assert listing(download.extract("utkface", config)) == [
-        "1_0_0_1.jpg",
-        "2_0_0_2.jpg",
-        "3_0_0_3.jpg",
-    ]
+    assert contents(download.extract("utkface", config)) == GOOD | {
+        "UTKFace/3_0_0_3.jpg": b"three" * 999
+    }
 
 
 def test_a_folder_that_was_deleted_is_extracted_again(config):
@@ -936,16 +934,26 @@ def test_files_of_the_user_are_not_replaced(config):
     for path in own:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    with pytest.raises(AgelibError, match=r"UTKFace is there already.* UTKFace.tar.gz: delete one"):
+    with pytest.raises(AgelibError, match=r"UTKFace is there already.* move it to another folder"):
         download.extract("utkface", config)
     assert [path.read_text() for path in own] == ["mine", "mine"]
     own.pop().unlink()
     (config.raw / "UTKFace").rmdir()
-    (config.raw / "UTKFace.json").write_text("mine")
+    (config.raw / "UTKFace.json").write_text('["mine"]')
     assert contents(download.extract("utkface", config)) == GOOD
     archive.unlink()
     assert contents(download.extract("utkface", config)) == GOOD
-    assert (config.raw / "UTKFace.json").read_text() == own[0].read_text() == "mine"
+    assert (config.raw / "UTKFace.json").read_text() == '["mine"]'
+    assert own[0].read_text() == "mine"
+
+
+def test_a_folder_that_an_earlier_version_unpacked_is_known(config):
+    archive = write_tar(config.raw / "UTKFace.tar.gz", GOOD)
+    folder = download.extract("utkface", config)
+    (folder / ".origin.json").rename(config.raw / "UTKFace.json")
+    assert contents(download.extract("utkface", config)) == GOOD
+    write_tar(archive, GOOD | {"UTKFace/9_0_0_9.jpg": b"nine"})
+    assert "UTKFace/9_0_0_9.jpg" in contents(download.extract("utkface", config))
 
 
 def test_extracting_nothing_names_the_notebook(config):
@@ -1114,7 +1122,7 @@ def test_an_archive_is_found_under_the_names_that_people_have(folders, config, p
     assert f"UTKFace.tar.gz comes from {path}." in capsys.readouterr().err.splitlines()
     assert (config.raw / name).read_bytes() == path.read_bytes() == content
     folder = download.extract("utkface", config)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == IMAGES
+    assert {path.name: path.read_bytes() for path in folder.glob("[!.]*")} == IMAGES
 
 
 @pytest.mark.usefixtures("offline")
@@ -1157,7 +1165,7 @@ def test_another_packing_needs_no_checksum(folders, config, name):
     write_any(folders[0] / name, IMAGES, "wiki_crop")
     assert download.fetch("wiki", config) == folders[0] / name
     folder = download.extract("wiki", config)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == IMAGES
+    assert {path.name: path.read_bytes() for path in folder.glob("[!.]*")} == IMAGES
 
 
 @pytest.mark.usefixtures("offline")

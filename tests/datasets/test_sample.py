@@ -159,7 +159,7 @@ def test_birth_months_lie_on_both_sides_of_the_half_year(wiki):
 
 
 def test_images_are_rgb_jpegs_of_the_official_sizes(wiki, utkface):
-    aligned = next(path for path in sorted(utkface.iterdir()) if path.stat().st_size)
+    aligned = next(path for path in sorted(utkface.glob("[!.]*")) if path.stat().st_size)
     with Image.open(aligned) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (200, 200))
     paths = read_imdb_wiki(wiki, "wiki")["path"][:20]

@@ -34,7 +34,7 @@ def write_tar(path, contents):
 
 
 def contents(folder):
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("[!.]*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -54,7 +54,9 @@ def refused(source, target, sentence):
     ("write", "name"), [(write_zip, "archive.zip"), (write_tar, "a.tar"), (write_tar, "a.tar.gz")]
 )
 def test_kaggles_layout_gives_the_images_once(tmp_path, target, sample_config, write, name):
-    images = {path.name: path.read_bytes() for path in (sample_config.raw / "UTKFace").iterdir()}
+    images = {
+        path.name: path.read_bytes() for path in (sample_config.raw / "UTKFace").glob("[!.]*")
+    }
     source = write(tmp_path / name, kaggle_layout(images))
     verify(source, UTKFACE, None)
     unpack(source, UTKFACE, target, {})
@@ -78,7 +80,7 @@ def test_the_real_images_come_through_kaggles_layout(mirror, tmp_path, target):
                 file.writestr(entry.name, content)
     unpack(tmp_path / "archive.zip", UTKFACE, target, {})
     assert len(digests) > 10_000
-    assert digests == {f"UTKFace/{path.name}": sha256(path) for path in target.iterdir()}
+    assert digests == {f"UTKFace/{path.name}": sha256(path) for path in target.glob("[!.]*")}
 
 
 @pytest.mark.parametrize(
