@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from joblib import cpu_count
 
@@ -99,7 +99,7 @@ _TYPES = {
     int: (int, "a whole number"),
     float: (int | float, "a number"),
     bool: (bool, "True or False"),
-    str: (str, "a text"),
+    str: (str, "text"),
     Path: (str | os.PathLike, "the path of a folder"),
 }
 
@@ -107,7 +107,7 @@ _TYPES = {
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     [kind] = {annotation, *get_args(annotation)} & set(_TYPES)
     kinds, wanted = _TYPES[kind]
-    if value is None and annotation is not kind:
+    if value is None and type(None) in get_args(annotation):
         return
     # True is an integer to Python.
     if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
@@ -150,10 +150,12 @@ class Config:
     keep_near_duplicates: bool = _setting(
         True, "train on near-duplicates of held-out faces too (the sample is one portrait)"
     )
-    val_fraction: float = _setting(0.15, "share of persons for val, and for test if trained on too")
+    val_fraction: float = _setting(
+        0.15, "share of the people held out for val, and the same for test if a set is for both"
+    )
     epochs: int = _setting(12, "passes over the train faces")
     head_epochs: int | None = _setting(
-        None, "first epochs, which train the heads only; default: 3 from ImageNet's kind of weights"
+        None, "first epochs, which train the heads only; default: 3 if the weights have no heads"
     )
     batch_size: int = _setting(32, "faces per training step")
     learning_rate: float | None = _setting(
@@ -175,20 +177,22 @@ class Config:
     data: Path = field(
         default_factory=_default_data,
         repr=False,
-        metadata={"help": "folder for all data; default: data/ of the checkout or working folder"},
+        metadata={
+            "help": "folder for all data; default: data/ in the project's folder or, if agelib is "
+            "installed, in the working folder"
+        },
     )
 
     def __post_init__(self) -> None:
         """Raises AgelibError if a value is of another type, out of range, or unknown."""
-        for name in ("train_sources", "test_sources", "teachers"):
-            sources = getattr(self, name)
-            sources = (sources,) if isinstance(sources, str) else sources
-            sources = dict.fromkeys(sources if isinstance(sources, Iterable) else (sources,))
-            object.__setattr__(self, name, tuple(sources))
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            for each in value if isinstance(value, tuple) else (value,):
+            value, is_list = getattr(self, f.name), get_origin(f.type) is tuple
+            several = is_list and isinstance(value, Iterable) and not isinstance(value, str)
+            values = tuple(value) if several else (value,)
+            for each in values:
                 _check_type(f.name, each, f.type)
+            if is_list:
+                object.__setattr__(self, f.name, tuple(dict.fromkeys(values)))
         # Absolute, since processes on other machines have other working directories.
         object.__setattr__(self, "data", Path(self.data).expanduser().absolute())
         if self.own is not None:
@@ -256,7 +260,7 @@ class Config:
             (
                 self.learning_rate is None or 0 < self.learning_rate < math.inf,
                 "learning_rate",
-                "above 0",
+                "a finite number above 0",
             ),
             (0 <= drop_connect < 1, "drop_connect_rate", "from 0 to less than 1"),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
