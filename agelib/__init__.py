@@ -2,8 +2,8 @@
 
 The rooms follow the notebooks, and a room knows only those before it: `datasets` and `drive`,
 `faces`, `model`, `training` and `evaluation`, `prediction`. Below them are `labels`, `backbones`,
-`config`, `files`, `disk_errors` and `backend`, before `prediction` the figures of `plots`. Above
-them are `steps`, `release` and `commands`: what the notebooks and `python -m agelib` call.
+`config`, `files`, `disk_errors` and `backend`. `plots`, which draws the figures, lies between
+`evaluation` and `prediction`. Above all of them are `steps`, `release` and `commands`.
 
 Importing the package loads no TensorFlow; the modules that need it do that themselves.
 """

@@ -221,7 +221,8 @@ def run(config: Config) -> None:
     )
     photo = _astronaut(config)
     for model in (saved.PRETRAINED, config.run_folder / "model.keras"):
-        predict(config, [photo], model, output=photo.parent)
+        # One picture only: both would have the same name.
+        predict(config, [photo], model, output=photo.parent if model == saved.PRETRAINED else None)
     print("\nNow a photo of yours: python -m agelib predict PHOTO --output FOLDER")
 
 

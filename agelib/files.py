@@ -40,7 +40,8 @@ def find_files(folder: Path, suffixes: Collection[str] = ()) -> list[Path]:
     """Returns the files below a folder, at any depth and sorted, without hidden ones.
 
     With `suffixes`, such as `IMAGE_SUFFIXES`, only files with one of these, or with its capitals.
-    Raises OSError if a folder cannot be read, which `rglob` would take for an empty one.
+    Links to folders are not followed. Raises OSError if a folder cannot be read, which `rglob`
+    would take for an empty one.
     """
 
     def refuse(error: OSError) -> None:

@@ -114,7 +114,7 @@ On Windows, write each command in one line, without the backslashes. The command
 give a similar model, not the same file: no two machines round alike, and the line about the machine
 says what else was different here.
 
-- Training took {duration}. The seed is {seed}.
+- Training took {duration} in all. The seed is {seed}.
 - The machine: {hardware}.
 - The software: Python {python}, TensorFlow {tensorflow}, Keras {keras}, agelib {agelib}.
 

@@ -117,7 +117,10 @@ def _your_images(name: str, config: Config) -> Path:
         check_mounted(config.own)
         copy_own(config.own, folder)
     if not folder.is_dir():
-        raise AgelibError(f"{folder} is no folder: name the one with your images as --own.")
+        raise AgelibError(
+            f"{folder} is no folder: name the one with your images (--own FOLDER, or folder in "
+            "notebook 07)."
+        )
     return folder
 
 

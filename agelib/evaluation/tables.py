@@ -139,8 +139,8 @@ def duplicates_sentence(agreement: dict[str, Any]) -> str:
     return (
         f"Near-duplicates among these faces: {pairs}, whose labels agree on the age branch in "
         f"{branch} and on the gender in {gender}, and differ by "
-        f"{agreement['age_difference']:.1f} years on average. No score on this set can mean more "
-        "than its labels do."
+        f"{agreement['age_difference']:.1f} years on average. Where the labels of one photo "
+        "differ, some are wrong, and no model can be right on all of them."
     )
 
 

@@ -174,7 +174,7 @@ def _known_rows(
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     # The rows of the last photo may be cut off, and a call with other photos may have written them.
     rows = [row for row in rows if row["photo"] != rows[-1]["photo"]]
-    asked = set(map(str, places))  # an image of a video is at some second of it
+    asked = set(map(str, places))  # the name of a video's image is "VIDEO at N s"
     return [row for row in rows if asked & {row["photo"], row["photo"].rpartition(" at ")[0]}]
 
 

@@ -107,8 +107,8 @@ def test_near_duplicates_limit_what_a_score_can_mean():
     pairs = np.array([[0, 1], [2, 3], [1, 2], [0, 0]])
     assert duplicates_sentence(label_agreement(labels, pairs)) == (
         "Near-duplicates among these faces: 4 pairs, whose labels agree on the age branch in 50 % "
-        "and on the gender in 75 %, and differ by 8.8 years on average. No score on this set can "
-        "mean more than its labels do."
+        "and on the gender in 75 %, and differ by 8.8 years on average. Where the labels of one "
+        "photo differ, some are wrong, and no model can be right on all of them."
     )
     none = label_agreement(labels, np.empty((0, 2), int))
     assert duplicates_sentence(none) == "No two of these faces are near-duplicates."
