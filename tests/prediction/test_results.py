@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +90,21 @@ def test_a_stopped_call_with_another_model_or_other_photos_is_not_gone_on_with(
     model, metadata = load_model(tiny_model_path)
     save_model(model, other, metadata | {"other": True})
     assert len(list(predict_photos(Estimator(other), places, table=table))) == len(places)
+
+
+def test_a_stopped_table_of_a_video_is_gone_on_with(estimator, tmp_path):
+    video, table = tmp_path / "clip.avi", tmp_path / "faces.csv"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 1, (64, 48))
+    for _ in range(4):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    started = predict_photos(estimator, [video], table=table)
+    for _ in range(3):
+        next(started)
+    started.close()
+    rest = [result.photo for result in predict_photos(estimator, [video], table=table)]
+    assert f"{video} at 0 s" not in rest
+    assert [row["photo"] for row in read(table)] == [f"{video} at {i} s" for i in range(4)]
 
 
 def test_a_finished_table_is_written_anew(estimator, album, tmp_path):
