@@ -240,7 +240,7 @@ def pull_model(config: Config) -> Path:
     pull_run(config)
     path = config.run_folder / "model.keras"
     if not path.exists():
-        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+        raise AgelibError(f"{path} is missing: run the train step (notebook 04 or 07) first.")
     return path
 
 

@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns a face set's manifest; AgelibError if it is missing or of another format."""
     path = Path(folder) / MANIFEST
     if not path.exists():
-        raise AgelibError(f"{path} is missing: run the clean step (notebook 02) first.")
+        raise AgelibError(f"{path} is missing: run the clean step (notebook 02 or 07) first.")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise AgelibError(f"{path} is no manifest: delete {folder} and clean again.")
@@ -159,7 +159,9 @@ class FaceSet:
                     self._images.append(_load(Path(folder) / f"{name}.images.npy"))
         if not any(len(index) for index, *_ in parts):
             places = ", ".join(map(str, folders))
-            raise AgelibError(f"{places} holds no {split} faces: run the clean step (notebook 02).")
+            raise AgelibError(
+                f"{places} holds no {split} faces: run the clean step (notebook 02 or 07)."
+            )
         self.races = tuple(codes)
         self._set_faces(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -119,7 +119,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Returns what a model's file says about it; raises AgelibError as `load_model` does."""
     if not Path(path).exists():
         what = (
-            "name another model" if path == PRETRAINED else "run the train step (notebook 04) first"
+            "name another model"
+            if path == PRETRAINED
+            else "run the train step (notebook 04 or 07) first"
         )
         raise AgelibError(f"{path} is missing: {what}, or copy it there.")
     try:

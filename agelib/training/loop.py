@@ -155,7 +155,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     """Returns a run's history, one row an epoch."""
     path = Path(folder) / "history.csv"
     if not path.exists():
-        raise AgelibError(f"{path} is missing: run the train step (notebook 04) first.")
+        raise AgelibError(f"{path} is missing: run the train step (notebook 04 or 07) first.")
     history = pd.read_csv(path)
     # Earlier versions kept the last epoch, and some marked none.
     if "best" not in history or not history["best"].any():
