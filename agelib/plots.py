@@ -88,7 +88,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     A dotted line marks the best epoch, whose model is kept.
     """
     names = ("loss", "age_branch_accuracy", "gender_accuracy")
-    figure, axes = _diagrams(7.5, 2.8, len(names))
+    figure, axes = _diagrams(7.5, 3, len(names))
     for axis, name in zip(axes, names, strict=True):
         for prefix, label, colour in (("", "train", _COLOURS[0]), ("val_", "val", _COLOURS[1])):
             values = history[prefix + name]
@@ -99,7 +99,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         if name != "loss":
             axis.set_ylim(0, 1.03)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(edgecolor="none")  # on white, as the dotted line may be behind it
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -251,7 +252,6 @@ def reliability_diagram(estimates: pd.DataFrame) -> Figure:
         steps = reliability(confidence, right)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         sizes = 200 * steps["faces"] / steps["faces"].max()
-        axis.plot(steps["confidence"], steps["accuracy"], color=_COLOURS[0], linewidth=1)
         axis.scatter(steps["confidence"], steps["accuracy"], sizes, color=_COLOURS[0], alpha=0.6)
         axis.set(xlim=(0, 1.05), ylim=(0, 1.05), xlabel="confidence", ylabel="accuracy")
         axis.set_title(f"{title}: calibration error {calibration_error(confidence, right):.1%}")

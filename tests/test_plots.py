@@ -120,9 +120,10 @@ def test_learning_curves_show_train_and_val_of_three_measures():
     figure = plots.learning_curves(history(5))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["loss", "age branch accuracy", "gender accuracy"]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "best epoch"]
     for axis in figure.axes:
-        names = [text.get_text() for text in axis.get_legend().get_texts()]
-        assert names == ["train", "val", "best epoch"]
+        assert [line.get_label() for line in axis.lines] == ["train", "val", "best epoch"]
         train, val, best = (line.get_xdata() for line in axis.lines)
         assert train.tolist() == val.tolist() == [1, 2, 3, 4, 5]
         assert set(best) == {3}
@@ -310,8 +311,8 @@ def test_reliability_sets_sureness_against_what_is_right():
     branch, gender = plots.reliability_diagram(estimates()).axes
     assert branch.get_title() == "age branch: calibration error 10.0%"  # 0.6 sure, 0.5 right
     assert gender.get_title() == "gender: calibration error 10.0%"
-    assert branch.lines[1].get_xydata().tolist() == [[pytest.approx(0.6), 0.5]]
-    assert gender.lines[1].get_xydata().tolist() == [[pytest.approx(0.9), 1.0]]
+    assert branch.collections[0].get_offsets().tolist() == [[pytest.approx(0.6), 0.5]]
+    assert gender.collections[0].get_offsets().tolist() == [[pytest.approx(0.9), 1.0]]
 
 
 def test_every_group_has_a_row_with_its_number_of_faces():
