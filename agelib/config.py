@@ -227,6 +227,7 @@ class Config:
         )
         fits_pretrained = self.weights != "agelib" or self.backbone == PRETRAINED_BACKBONE
         head_epochs, drop_connect = self.head_epochs or 0, self.drop_connect_rate or 0
+        rate = 1 if self.learning_rate is None else self.learning_rate
         return [
             (not self.data.is_file(), "data", "a folder"),
             (self.profile in PROFILES, "profile", f"one of {', '.join(PROFILES)}"),
@@ -257,11 +258,7 @@ class Config:
             (0 <= head_epochs < self.epochs, "head_epochs", "from 0 to less than epochs"),
             (self.new_heads or not head_epochs, "head_epochs", "0 unless weights are ImageNet's"),
             (self.batch_size >= 2, "batch_size", "2 or more"),
-            (
-                self.learning_rate is None or 0 < self.learning_rate < math.inf,
-                "learning_rate",
-                "a finite number above 0",
-            ),
+            (0 < rate < math.inf, "learning_rate", "a finite number above 0"),
             (0 <= drop_connect < 1, "drop_connect_rate", "from 0 to less than 1"),
             (0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
             (self.workers >= 1, "workers", "1 or more"),
